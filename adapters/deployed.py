@@ -1,0 +1,87 @@
+"""The deployed model as one module: input transform, network, inferer and head, from stored image to logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from medadv.adapters.heads import Head, head_for, logits_of
+from monai.inferers import Inferer
+from monai.transforms import Transform
+from torch import Tensor, nn
+
+
+class DeployedModel(nn.Module):
+    """What the clinic runs: the only module an attack ever sees.
+
+    Args:
+        network: the user's network.
+        channels: number of logits of the decision.
+        segments: True if logits have the spatial shape of the image.
+        input_transform: what belongs to the model but happens before the network: a MONAI transform (called per case,
+            channel-first) or any callable on the batch. It must be differentiable.
+        inferer: a MONAI inferer; the network alone in training mode.
+        head: picks the logits from the network's output, see :func:`~medadv.adapters.heads.logits_of`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        channels: int,
+        segments: bool,
+        input_transform: Callable[[Any], Any] | None = None,
+        inferer: Inferer | None = None,
+        head: Head = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = channels
+        self.segments = segments
+        self.input_transform = input_transform
+        self.inferer = inferer
+        self.head = head_for(network, head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self._transformed(x)
+        if self.inferer is None or self.training:
+            return self._logits(z)
+        # MONAI's sliding window scales the predictor's output in place, which autograd refuses for some last layers
+        output = self.inferer(z, lambda window: self._logits(window).clone())
+        return logits_of(output, self.channels, tuple(x.shape[2:]) if self.segments else ())
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        if self.input_transform is None:
+            return x
+        if isinstance(self.input_transform, Transform):
+            return torch.stack([torch.as_tensor(self.input_transform(case)).as_subclass(Tensor) for case in x])
+        return self.input_transform(x)
+
+    def _logits(self, z: Tensor) -> Tensor:
+        spatial = tuple(z.shape[2:]) if self.segments else ()
+        return logits_of(self.network(z), self.channels, spatial, self.head)
+
+
+class TwoClassView(nn.Module):
+    """A one-logit model shown as two classes ``[0, z - logit(threshold)]``, whose softmax is the sigmoid of z.
+
+    Args:
+        model: images -> ``(N, 1)``.
+        threshold: probability from which class 1 is given.
+    """
+
+    def __init__(self, model: nn.Module, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.deployed = model
+        self.offset = math.log(threshold / (1 - threshold))
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's network."""
+        return self.deployed.network  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = self.deployed(x) - self.offset
+        return torch.cat([torch.zeros_like(logit), logit], 1)

@@ -1,0 +1,526 @@
+"""MONAI networks as ART estimators: classifiers, multi-label classifiers and segmenters, 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.pytorch import PyTorchEstimator
+from medadv.adapters.deployed import DeployedModel, TwoClassView
+from medadv.adapters.heads import Head
+from medadv.adapters.views import DiceMarginView, LabelsMarginView, OneLabelView
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from medadv.decisions import Decision, Multiclass, Multilabel
+from medadv.intensities import Intensity
+from medadv.objectives import LossObjective, Objective, make_objective
+from medadv.training import train
+from medadv.victims import ModuleVictim, SegmenterMixin, left_as_found
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+# ART's attacks overshoot their box by rounding; a z-scored image misses it by far more
+_RANGE_TOLERANCE = 1e-3
+
+
+class MonaiEstimator(PyTorchEstimator):
+    """What all estimators share: the deployed model with its decision and intensity, gradients to the input alone.
+
+    Attributes:
+        decision: how logits become a diagnosis.
+        intensity: range and unit of the images.
+        segments: True if there is one diagnosis per voxel.
+    """
+
+    decision: Decision
+    intensity: Intensity
+    segments: bool
+    loss_objective: Objective
+    _optimizer: torch.optim.Optimizer | None
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's network, as it was given."""
+        return self.model.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    def victim(self) -> ModuleVictim:
+        """The model as medadv's attacks see it, with a pass counter of its own."""
+        return ModuleVictim(self.model, self.decision, self.intensity, segments=self.segments)
+
+    def check_image_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuses images of another rank or number of channels than ``input_shape``."""
+        if len(shape) != len(self.input_shape) + 1 or shape[1] != self.input_shape[0]:
+            raise ValueError(
+                f"images have shape {shape}; this model takes (N, {self.input_shape[0]}, *S) with "
+                f"{len(self.input_shape) - 1} spatial dimensions."
+            )
+
+    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
+        """Logits of images.
+
+        Args:
+            x: images ``(N, C, *S)`` in the units of :attr:`intensity`; float64 is cast to the network's precision.
+            batch_size: images per forward pass.
+            training_mode: True runs batch norm and dropout as in training.
+
+        Returns:
+            Logits ``(N, C, *S)``, float32.
+        """
+        images = self._images(x)
+        victim = self.victim()
+        with left_as_found(self.model):
+            self.model.train(training_mode)
+            logits = torch.cat([victim.logits(part) for part in images.split(batch_size)])
+        return logits.to(torch.float32).cpu().numpy()
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
+        """Gradient of the loss to the images, summed over cases, so that no case changes another's; no weight gradients.
+
+        Args:
+            x: images ``(N, C, *S)``, array or tensor.
+            y: reference in any usual form, or the model's own logits.
+            training_mode: as in :meth:`predict`.
+
+        Returns:
+            Array or tensor like ``x``.
+        """
+        images = self._images(x)
+        target, valid = self._reference(images, y)
+        victim = self.victim()
+        with left_as_found(self.model):
+            self.model.train(training_mode)
+            _, _, grad = victim.differentiate(images, lambda z: self.loss_objective(z, target, valid=valid))
+        return _like(grad, x)
+
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
+        """The loss of each case ``(N,)``, or its ``"mean"`` or ``"sum"``."""
+        images = self._images(x)
+        target, valid = self._reference(images, y)
+        with left_as_found(self.model):
+            self.model.eval()
+            values = self.loss_objective(self.victim().logits(images), target, valid=valid)
+        reduced = {"none": values, "mean": values.mean(), "sum": values.sum()}
+        if reduction not in reduced:
+            raise ValueError(f"reduction={reduction!r} is unknown; choose 'none', 'mean' or 'sum'.")
+        return reduced[reduction] if isinstance(x, Tensor) else reduced[reduction].cpu().numpy()
+
+    def training_loss(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """What :meth:`fit` minimises: the mean loss of the cases."""
+        return self.loss_objective(output, target, valid=valid).mean()
+
+    def fit(self, x: np.ndarray, y: np.ndarray, batch_size: int = 16, nb_epochs: int = 20, **kwargs: Any) -> None:  # type: ignore[override]
+        """Trains the network on images and references (the inferer is left out in training mode).
+
+        Args:
+            x: images ``(N, C, *S)``.
+            y: reference in any usual form.
+            batch_size: cases per update.
+            nb_epochs: passes over the data.
+            **kwargs: ``seed`` of the shuffling, ``verbose`` for a progress bar. ART's trainers hand over further
+                ones that concern other frameworks; these are ignored as ART's own estimators do.
+        """
+        optimizer = self.optimizer
+        train(
+            self,
+            self._images(x),
+            y,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            epochs=nb_epochs,
+            seed=kwargs.get("seed"),
+            progress=bool(kwargs.get("verbose")),
+        )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer given, or Adam with a learning rate of 1e-3."""
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        return self._optimizer
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the network's submodules, for :meth:`get_activations`."""
+        return [name for name, _ in self.network.named_modules() if name]
+
+    def get_activations(self, x: Any, layer: int | str, batch_size: int = 128, framework: bool = False) -> Any:
+        """Output of a submodule of the network.
+
+        Args:
+            x: images, array or tensor.
+            layer: name in :attr:`layer_names`, or its index there.
+            batch_size: images per forward pass.
+            framework: True returns a tensor with its graph.
+        """
+        name = self.layer_names[layer] if isinstance(layer, int) else layer
+        if name not in self.layer_names:
+            raise ValueError(f"layer {layer!r} is unknown; see layer_names.")
+        seen: list[Tensor] = []
+        hook = self.network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output: seen.append(output)
+        )
+        images = x if framework and isinstance(x, Tensor) else self._images(x)
+        try:
+            with left_as_found(self.model), torch.set_grad_enabled(framework):
+                self.model.eval()
+                for part in [images] if framework else images.split(batch_size):
+                    self.model(part)
+        finally:
+            hook.remove()
+        activations = torch.cat(seen)
+        return activations if framework else activations.cpu().numpy()
+
+    def _images(self, x: Any) -> Tensor:
+        """Checked images on the model's device, in the network's precision."""
+        images = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+        self.check_image_shape(tuple(images.shape))
+        if not len(images):
+            raise ValueError("the batch is empty; give at least one image.")
+        if not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}; convert them to float32 and keep their units.")
+        images = images.to(self._device, next(self.model.parameters()).dtype)
+        self.intensity.check(images, tolerance=_RANGE_TOLERANCE)
+        return images
+
+    def _reference(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
+        spatial = tuple(images.shape[2:]) if self.segments else ()
+        return self.decision.canonical_or_logits(y, spatial, device=self._device)
+
+    def _describe(self, decision: Decision, intensity: Intensity, loss: Any, default: str, *, segments: bool) -> None:
+        self.decision = decision
+        self.intensity = intensity
+        self.segments = segments
+        self.loss_objective = make_objective(default if loss is None else loss, decision, targeted=False)
+
+
+def _like(result: Tensor, x: Any) -> Any:
+    return result.to(x.dtype) if isinstance(x, Tensor) else result.cpu().numpy().astype(x.dtype, copy=False)
+
+
+def _clip_values(intensity: Intensity, dims: int) -> tuple[Any, Any]:
+    if len(intensity.lows) == 1:
+        return intensity.lows[0], intensity.highs[0]
+    shape = (-1, *[1] * dims)
+    return np.array(intensity.lows, dtype=np.float32).reshape(shape), np.array(
+        intensity.highs, dtype=np.float32
+    ).reshape(shape)
+
+
+def _device_of(network: nn.Module, device: torch.device | str | None) -> torch.device:
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}.")
+    if device is not None:
+        return torch.device(device)
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+def _check_input_shape(input_shape: tuple[int, ...]) -> None:
+    if len(input_shape) not in (3, 4) or not all(isinstance(s, int) and s > 0 for s in input_shape):
+        raise ValueError(f"input_shape={input_shape} must be (C, H, W) or (C, H, W, D), without the batch.")
+
+
+class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
+    """An image-level network with exclusive classes, as ART's ``PyTorchClassifier``: all of ART's attacks accept it.
+
+    A one-logit network is declared by ``decision=Multilabel(1)`` and shown as two classes ``[0, z - logit(threshold)]``;
+    its decision is then ``Multiclass(2)``.
+
+    Args:
+        network: images ``(N, C, *S)`` -> logits ``(N, num_classes)`` (tensor, list, tuple or dict).
+        input_shape: ``(C, H, W)`` or ``(C, H, W, D)``.
+        decision: ``Multiclass`` or ``Multilabel(1)``.
+        intensity: range and unit of the images as they are stored.
+        loss: MONAI or torch loss for :meth:`fit` and ART's gradients; default: cross-entropy.
+        optimizer: for :meth:`fit`; default: Adam, 1e-3.
+        inferer: MONAI inferer; default: the network on the whole image.
+        input_transform: windowing or normalisation that belongs to the model (differentiable).
+        head: index, key or function that picks the logits where the network's output does not tell.
+        device: default: where the network is.
+
+    Raises:
+        ValueError, TypeError: arguments that don't fit each other; the message says which.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> estimator = MonaiClassifier(net, (1, 8, 8), decision=Multiclass(3))
+        >>> estimator.predict(np.zeros((2, 1, 8, 8), dtype=np.float32)).shape
+        (2, 3)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        decision: Decision,
+        intensity: Intensity = Intensity(0.0, 1.0),
+        loss: LossFunction | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        inferer: Inferer | None = None,
+        input_transform: Callable[[Any], Any] | None = None,
+        head: Head = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        _check_input_shape(input_shape)
+        model: nn.Module = DeployedModel(
+            network,
+            channels=decision.channels,
+            segments=False,
+            input_transform=input_transform,
+            inferer=inferer,
+            head=head,
+        )
+        if isinstance(decision, Multilabel):
+            model, decision = self._two_classes(model, decision, loss)
+            loss = None
+        place = _device_of(network, device)
+        PyTorchClassifier.__init__(
+            self,
+            model=model,
+            loss=nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=tuple(input_shape),
+            nb_classes=decision.channels,
+            optimizer=optimizer,
+            clip_values=_clip_values(intensity, len(input_shape) - 1),
+            preprocessing=None,
+            device_type="gpu" if place.type == "cuda" else "cpu",
+        )
+        self._device = place
+        self._model.to(place)
+        self._describe(decision, intensity, loss, "ce", segments=False)
+
+    @staticmethod
+    def _two_classes(model: nn.Module, decision: Multilabel, loss: Any) -> tuple[nn.Module, Multiclass]:
+        if decision.num_labels != 1 or decision.ignore_index is not None:
+            raise ValueError(
+                f"MonaiClassifier is for exclusive classes or one logit, got {decision}; use MonaiMultilabelClassifier."
+            )
+        if loss is not None and not (
+            isinstance(loss, nn.BCEWithLogitsLoss) and loss.pos_weight is None and loss.weight is None
+        ):
+            raise ValueError(
+                "a one-logit network is shown as two classes, whose cross-entropy equals BCEWithLogitsLoss; leave loss "
+                "out, or give the network two outputs to use another loss."
+            )
+        threshold = decision.threshold[0] if isinstance(decision.threshold, tuple) else decision.threshold
+        return TwoClassView(model, threshold), Multiclass(2)
+
+    @property
+    def model(self) -> nn.Module:
+        """The deployed model: one module, never ``nn.Sequential``, as ART rebuilds classifiers from it."""
+        return self._model._model
+
+    def class_gradient(
+        self, x: np.ndarray, label: Any = None, training_mode: bool = False, **kwargs: Any
+    ) -> np.ndarray:
+        """Gradient of logits to the images.
+
+        Args:
+            x: images ``(N, C, *S)``.
+            label: None: all classes; a class; or one class per image.
+
+        Returns:
+            ``(N, num_classes, C, *S)``, or ``(N, 1, C, *S)`` where ``label`` is given.
+        """
+        images = self._images(x)
+        if label is None:
+            wanted = [torch.full((len(images),), c, device=self._device) for c in range(self.nb_classes)]
+        else:
+            labels = np.broadcast_to(np.asarray(label), (len(images),)).astype(np.int64)
+            wanted = [torch.from_numpy(labels.copy()).to(self._device)]
+        leaf = images.detach().requires_grad_()
+        with left_as_found(self.model), torch.enable_grad():
+            self.model.train(training_mode)
+            logits = self.model(leaf)
+            grads = [
+                torch.autograd.grad(logits.gather(1, c[:, None]).sum(), leaf, retain_graph=i + 1 < len(wanted))[0]
+                for i, c in enumerate(wanted)
+            ]
+        return torch.stack(grads, 1).cpu().numpy()
+
+
+class DenseEstimator(MonaiEstimator):
+    """What multi-label classifiers and segmenters share: ART estimators that are not ART classifiers.
+
+    With ``ClassifierMixin`` ART's DeepFool, CarliniL2 and APGD would run on their targets without an error, and wrongly;
+    :meth:`as_classifier` gives those attacks a view that is right.
+    """
+
+    estimator_params = [*PyTorchEstimator.estimator_params, "input_shape"]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        decision: Decision,
+        intensity: Intensity = Intensity(0.0, 1.0),
+        loss: LossFunction | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        inferer: Inferer | None = None,
+        input_transform: Callable[[Any], Any] | None = None,
+        head: Head = None,
+        device: torch.device | str | None = None,
+        segments: bool,
+    ) -> None:
+        _check_input_shape(input_shape)
+        place = _device_of(network, device)
+        model = DeployedModel(
+            network,
+            channels=decision.channels,
+            segments=segments,
+            input_transform=input_transform,
+            inferer=inferer,
+            head=head,
+        )
+        super().__init__(
+            model=model.to(place),
+            clip_values=_clip_values(intensity, len(input_shape) - 1),
+            channels_first=True,
+            preprocessing=None,
+            device_type="gpu" if place.type == "cuda" else "cpu",
+        )
+        self._device = place
+        self._input_shape = tuple(input_shape)
+        self._optimizer = optimizer
+        self._describe(decision, intensity, loss, "dicece" if segments else "ce", segments=segments)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, ``(C, *S)``."""
+        return self._input_shape
+
+    @property
+    def loss(self) -> Any:
+        """The loss given by the user, or medadv's default."""
+        return self.loss_objective.loss if isinstance(self.loss_objective, LossObjective) else self.loss_objective
+
+    def _as_two_classes(self, view: nn.Module) -> MonaiClassifier:
+        return MonaiClassifier(
+            view, self.input_shape, decision=Multiclass(2), intensity=self.intensity, device=self._device
+        )
+
+
+class MonaiMultilabelClassifier(DenseEstimator):
+    """An image-level network whose labels do not exclude each other.
+
+    ART's gradient attacks that need no classifier run on it directly; ART's classifier attacks run on
+    :meth:`as_classifier`.
+
+    Args:
+        network: images -> logits ``(N, num_labels)``.
+        input_shape: ``(C, H, W)`` or ``(C, H, W, D)``.
+        decision: ``Multilabel``.
+        intensity, loss, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`; the default
+            loss is binary cross-entropy.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+        >>> estimator = MonaiMultilabelClassifier(net, (1, 8, 8), decision=Multilabel(5))
+        >>> estimator.predict(np.zeros((2, 1, 8, 8), dtype=np.float32)).shape
+        (2, 5)
+    """
+
+    def __init__(
+        self, network: nn.Module, input_shape: tuple[int, ...], *, decision: Multilabel, **kwargs: Any
+    ) -> None:
+        if not isinstance(decision, Multilabel):
+            raise TypeError(
+                f"a multi-label classifier needs decision=Multilabel(...), got {decision}; use MonaiClassifier."
+            )
+        super().__init__(network, input_shape, decision=decision, segments=False, **kwargs)
+
+    def as_classifier(
+        self, *, label: int | None = None, reference: Any = None, probabilities: bool = False
+    ) -> MonaiClassifier:
+        """A two-class view for ART's classifier attacks.
+
+        Args:
+            label: one label: class 1 where it is given, 0 where not.
+            reference: the labels of one image ``(num_labels,)`` or ``(1, num_labels)``: class 0 while all labels are as in
+                it, class 1 once one differs.
+            probabilities: softmax at the end, for ART's SimBA.
+
+        Raises:
+            ValueError: not exactly one of the two, or a label that does not exist.
+        """
+        decision = self.decision
+        assert isinstance(decision, Multilabel)
+        if (label is None) == (reference is None):
+            raise ValueError("give either label= (one label as two classes) or reference= (all labels of one image).")
+        if label is not None:
+            if not 0 <= label < decision.num_labels:
+                raise ValueError(f"label={label} does not exist; give 0 to {decision.num_labels - 1}.")
+            return self._as_two_classes(OneLabelView(self.model, decision, label, probabilities=probabilities))
+        target, _ = decision.canonical(np.asarray(reference).reshape(1, -1), device=self._device)
+        return self._as_two_classes(LabelsMarginView(self.model, decision, target, probabilities=probabilities))
+
+
+class MonaiSegmenter(SegmenterMixin, DenseEstimator):
+    """A network with one diagnosis per voxel: exclusive classes, or overlapping regions.
+
+    Args:
+        network: images ``(N, C_in, *S)`` -> logits ``(N, C, *S)``.
+        input_shape: ``(C_in, H, W)`` or ``(C_in, H, W, D)``.
+        decision: ``Multiclass(n, background=0)`` for a softmax, ``Multilabel(n)`` for sigmoids.
+        intensity, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`.
+        loss: MONAI or torch loss; default: soft foreground Dice per case plus cross-entropy.
+
+    Example:
+        >>> import numpy as np
+        >>> from monai.networks.nets import UNet
+        >>> from medadv.attacks import create
+        >>> net = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
+        >>> segmenter = MonaiSegmenter(net, (1, 8, 8, 8), decision=Multiclass(2, background=0))
+        >>> x = np.random.default_rng(0).random((1, 1, 8, 8, 8), dtype=np.float32)
+        >>> y = (x[:, 0] > 0.5).astype(int)
+        >>> x_adv = create("pgd-dice", segmenter, eps="4/255", max_iter=2).generate(x, y)
+        >>> bool(np.abs(x_adv - x).max() <= 4 / 255)
+        True
+    """
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], *, decision: Decision, **kwargs: Any) -> None:
+        super().__init__(network, input_shape, decision=decision, segments=True, **kwargs)
+
+    def as_classifier(
+        self, *, reference: Any, label: int | None = None, threshold: float = 0.5, probabilities: bool = False
+    ) -> MonaiClassifier:
+        """A two-class view of one case for ART's classifier attacks: class 0 while it is segmented well, 1 once broken.
+
+        Args:
+            reference: the mask of one case, in any usual form.
+            label: Dice of this class only; default: all foreground classes in the reference.
+            threshold: hard Dice below which the case counts as broken.
+            probabilities: softmax at the end, for ART's SimBA.
+
+        Raises:
+            ValueError: more than one case, a label without a voxel in the reference, or a threshold outside (0, 1].
+        """
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be a Dice above 0 and at most 1.")
+        array = np.asarray(reference.cpu() if isinstance(reference, Tensor) else reference)
+        if array.ndim == len(self.input_shape) - 1:
+            array = array[None]
+        spatial = tuple(array.shape[-(len(self.input_shape) - 1) :])
+        target, valid = self.decision.canonical(array, spatial, device=self._device)
+        if len(target) != 1:
+            raise ValueError(f"the view is of one case, got references of {len(target)}; make one view per case.")
+        decision = self.decision if label is None else replace(self.decision, scored=(label,))  # type: ignore[type-var]
+        if bool(decision.score_hard(target, target, valid).isnan()):
+            raise ValueError(
+                "the reference has no voxel of what is to be scored; a negative case has no Dice to break."
+            )
+        view = DiceMarginView(self.model, decision, target, valid, threshold=threshold, probabilities=probabilities)
+        return self._as_two_classes(view)

@@ -1,0 +1,158 @@
+"""Hard scores and clinical endpoints, per case.
+
+Every function takes one case or a batch of hard masks and never averages over cases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+EMPTY_POLICIES = ("present", "brats", "monai")
+
+
+def dice_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Dice coefficient of each case and class.
+
+    Args:
+        prediction: bool ``(N, C, *S)``.
+        reference: bool ``(N, C, *S)``.
+
+    Returns:
+        ``(N, C)``; NaN where the class is absent from the reference.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[[True, True, False, False]]])
+        >>> dice_per_class(mask.roll(1, -1), mask)
+        tensor([[0.5000]])
+    """
+    overlap = (prediction & reference).flatten(2).sum(2)
+    sizes = prediction.flatten(2).sum(2) + reference.flatten(2).sum(2)
+    present = reference.flatten(2).any(2)
+    return torch.where(present, 2 * overlap / sizes.clamp(min=1), torch.nan)
+
+
+def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:
+    """Mean Dice over classes, per case.
+
+    Args:
+        prediction: bool ``(N, C, *S)``, the classes that count.
+        reference: bool ``(N, C, *S)``.
+        empty: what a class absent from the reference counts. ``"present"``, ``"monai"``: nothing (a denominator that
+            depends on the prediction would let one false voxel take half the score). ``"brats"``: 1 if it is not
+            predicted either, else 0.
+
+    Returns:
+        ``(N,)``; NaN for a case in which no class counts.
+    """
+    dice = dice_per_class(prediction, reference)
+    if empty == "brats":
+        clean = (~prediction.flatten(2).any(2)).to(dice.dtype)
+        dice = torch.where(dice.isnan(), clean, dice)
+    return dice.nanmean(1)
+
+
+def volume(mask: np.ndarray, voxel_volume: float = 1.0) -> float:
+    """Volume of a mask in units of ``voxel_volume``.
+
+    Example:
+        >>> import numpy as np
+        >>> volume(np.ones((2, 2)), voxel_volume=0.5)
+        2.0
+    """
+    return float(np.count_nonzero(mask) * voxel_volume)
+
+
+def components(mask: np.ndarray) -> int:
+    """Number of connected components (full connectivity: voxels that share a corner touch)."""
+    return int(_label(mask)[1])
+
+
+def lesion_detection(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, int]:
+    """Lesion-wise sensitivity and false positives: lesions are connected components, one shared voxel is a hit.
+
+    Args:
+        prediction: mask ``S``.
+        reference: mask ``S``.
+
+    Returns:
+        The share of the reference's lesions that are hit (NaN without any), and the number of predicted components
+        that hit none.
+
+    Example:
+        >>> import numpy as np
+        >>> lesion_detection(np.array([1, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0]))
+        (1.0, 1)
+    """
+    reference_labels, lesions = _label(reference)
+    predicted_labels, predicted = _label(prediction)
+    hit = np.unique(reference_labels[prediction > 0])
+    explained = np.unique(predicted_labels[reference > 0])
+    sensitivity = np.count_nonzero(hit) / lesions if lesions else float("nan")
+    return sensitivity, int(predicted - np.count_nonzero(explained))
+
+
+def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    return ndimage.label(mask > 0, structure=np.ones((3,) * mask.ndim))
+
+
+def brier(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Brier score of each case: mean squared distance of probabilities to the 0/1 truth.
+
+    Args:
+        probabilities: ``(N, C, *S)``.
+        truth: bool ``(N, C, *S)``.
+
+    Returns:
+        ``(N,)``, 0 is best.
+    """
+    return (probabilities - truth.to(probabilities.dtype)).square().flatten(1).mean(1)
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the ROC curve; NaN where one of the two classes is missing.
+
+    Args:
+        scores: ``(N,)``, higher means more likely positive.
+        truth: bool ``(N,)``.
+
+    Example:
+        >>> import numpy as np
+        >>> auc(np.array([.1, .4, .35, .8]), np.array([False, False, True, True]))
+        0.75
+    """
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else float("nan")
+
+
+def youden_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The threshold with the largest sensitivity + specificity - 1, half-way between neighbouring scores.
+
+    To be chosen on validation cases and then kept; never on test.
+    """
+    values = np.unique(scores)
+    candidates = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+    youden = [sum(sensitivity_specificity(scores, truth, t)) for t in candidates]
+    return float(candidates[int(np.nanargmax(youden))])
+
+
+def sensitivity_specificity(scores: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Sensitivity and specificity of ``scores > threshold``; NaN where no case can tell."""
+    called = scores > threshold
+    sensitivity = float(called[truth].mean()) if truth.any() else float("nan")
+    specificity = float((~called[~truth]).mean()) if (~truth).any() else float("nan")
+    return sensitivity, specificity
+
+
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error of one label's probabilities, equal-width bins (arXiv 1706.04599, per label)."""
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    gaps = [
+        np.mean(index == b) * abs(probabilities[index == b].mean() - truth[index == b].mean())
+        for b in range(bins)
+        if np.any(index == b)
+    ]
+    return float(sum(gaps))

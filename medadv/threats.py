@@ -1,0 +1,250 @@
+"""What the attacker may change, and the nearest image that is allowed.
+
+A threat belongs to one batch of images ``x``. It turns a parameter ``theta`` into an image with :meth:`Threat.apply`;
+intensity range, storage grid and region mask live there, so every image that leaves a threat is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medadv.intensities import Budget, Intensity
+
+
+class CaseRandom:
+    """Random draws that depend on (seed, case id, restart) alone, so that batching never changes them.
+
+    Args:
+        seed: the attack's seed.
+        ids: one id per case.
+        restart: number of the restart.
+    """
+
+    def __init__(self, seed: int, ids: Sequence[object], restart: int = 0) -> None:
+        self.generators = []
+        for case in ids:
+            digest = hashlib.blake2b(f"{seed}/{case}/{restart}".encode(), digest_size=7).digest()
+            self.generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform in [0, 1), shaped like ``like`` ``(N, ...)``."""
+        draws = [torch.rand(like.shape[1:], generator=g, dtype=like.dtype) for g in self.generators]
+        return torch.stack(draws).to(like.device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal, shaped like ``like`` ``(N, ...)``."""
+        draws = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in self.generators]
+        return torch.stack(draws).to(like.device)
+
+
+def per_case(values: Tensor | float, like: Tensor) -> Tensor | float:
+    """A number per case ``(N,)`` shaped to broadcast against ``like`` ``(N, ...)``."""
+    return values.view(-1, *[1] * (like.ndim - 1)) if isinstance(values, Tensor) else values
+
+
+def case_norm(values: Tensor, order: float = 2) -> Tensor:
+    """Vector norm of each case: ``(N, ...) -> (N,)``."""
+    return torch.linalg.vector_norm(values.flatten(1), ord=order, dim=1)
+
+
+class Threat(ABC):
+    """The set of images the attacker may show instead of ``x``.
+
+    Attributes:
+        x: the images, ``(N, C, *S)``.
+        radius: size of the set in the unit of :meth:`distance`.
+    """
+
+    x: Tensor
+    radius: float
+
+    @abstractmethod
+    def start(self, random: CaseRandom | None) -> Tensor:
+        """``theta`` of the clean image (None), or a random one in the set."""
+
+    @abstractmethod
+    def apply(self, theta: Tensor) -> Tensor:
+        """``theta`` -> images ``(N, C, *S)`` that are allowed, without a graph."""
+
+    @abstractmethod
+    def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Gradient to the image -> gradient to ``theta`` (range and grid are passed straight through)."""
+
+    @abstractmethod
+    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
+        """Steepest ascent in the geometry of the set; ``step`` in the unit of :meth:`distance`, ``(N,)`` or one."""
+
+    @abstractmethod
+    def project(self, theta: Tensor) -> Tensor:
+        """The nearest allowed ``theta``."""
+
+    @abstractmethod
+    def distance(self, x_adv: Tensor) -> Tensor:
+        """How far images are from ``x``, ``(N,)`` float64."""
+
+    def contains(self, x_adv: Tensor) -> Tensor:
+        """Which images are in the set, ``(N,)`` bool."""
+        return self.distance(x_adv) <= self.radius
+
+
+class LpBall(Threat):
+    """A ball around each image, intersected with the intensity range, the storage grid and the region mask.
+
+    ``theta`` is the perturbation. With per-channel ranges the distance is measured in each channel's own width.
+
+    Args:
+        x: images ``(N, C, *S)``, float32 or float64, inside the intensity range.
+        budget: radius, from :meth:`Intensity.budget`.
+        intensity: range and storage grid.
+        mask: bool like ``x``: where the image may change; None: everywhere.
+    """
+
+    norm: float
+
+    def __init__(self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None = None) -> None:
+        self.x = x
+        self.intensity = intensity
+        self.radius = budget.eps
+        self.mask = mask
+        self.weights: Tensor | float = 1.0
+        if budget.weights is not None:
+            weights = torch.tensor(budget.weights, dtype=x.dtype, device=x.device)
+            self.weights = weights.view(1, -1, *[1] * (x.ndim - 2))
+        self.lower, self.upper = self._box()
+
+    def _box(self) -> tuple[Tensor, Tensor]:
+        """Bounds of the image: what the range, the grid and the mask leave of the ball's bounding box."""
+        reach = self.radius * self.weights
+        low, high = self.intensity.bounds(self.x)
+        lower = torch.maximum(_not_further(self.x, -reach), low)
+        upper = torch.minimum(_not_further(self.x, reach), high)
+        lower = torch.minimum(self.intensity.snap(lower, "up"), self.x)
+        upper = torch.maximum(self.intensity.snap(upper, "down"), self.x)
+        if self.mask is None:
+            return lower, upper
+        return torch.where(self.mask, lower, self.x), torch.where(self.mask, upper, self.x)
+
+    def apply(self, theta: Tensor) -> Tensor:
+        return self.intensity.snap(self.x + theta).clamp(self.lower, self.upper)
+
+    def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
+        return grad if self.mask is None else grad * self.mask
+
+    def distance(self, x_adv: Tensor) -> Tensor:
+        moved = (x_adv - self.x).to(torch.float64) / self.weights
+        return case_norm(moved, self.norm)
+
+    def contains(self, x_adv: Tensor) -> Tensor:
+        inside = ((x_adv >= self.lower) & (x_adv <= self.upper)).flatten(1).all(1)
+        return inside & self._in_ball(x_adv)
+
+    @abstractmethod
+    def _in_ball(self, x_adv: Tensor) -> Tensor:
+        """Which images are within the radius, ``(N,)`` bool, computed in the images' own float type."""
+
+
+class LInfBall(LpBall):
+    """Every voxel moves by at most eps (arXiv 1412.6572)."""
+
+    norm = torch.inf
+
+    def start(self, random: CaseRandom | None) -> Tensor:
+        if random is None:
+            return torch.zeros_like(self.x)
+        return self.project((2 * random.uniform(self.x) - 1) * self.radius * self.weights)
+
+    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
+        return theta + per_case(step, theta) * self.weights * grad.sign()
+
+    def project(self, theta: Tensor) -> Tensor:
+        return theta.clamp(self.lower - self.x, self.upper - self.x)
+
+    def _in_ball(self, x_adv: Tensor) -> Tensor:
+        return torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)  # the box is the ball
+
+
+class L2Ball(LpBall):
+    """The root of the summed squared change of all voxels is at most eps."""
+
+    norm = 2.0
+
+    def start(self, random: CaseRandom | None) -> Tensor:
+        if random is None:
+            return torch.zeros_like(self.x)
+        direction = random.normal(self.x)
+        if self.mask is not None:
+            direction = direction * self.mask
+        dimension = self.x[0].numel() if self.mask is None else self.mask.flatten(1).sum(1).clamp(min=1)
+        length = self.radius * random.uniform(self.x[:, :1].flatten(1)[:, 0:1])[:, 0] ** (1 / dimension)
+        unit = direction / per_case(case_norm(direction).clamp(min=torch.finfo(self.x.dtype).tiny), direction)
+        return self.project(per_case(length, unit) * unit * self.weights)
+
+    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
+        scaled = grad * self.weights
+        length = case_norm(scaled).clamp(min=torch.finfo(grad.dtype).tiny)
+        return theta + per_case(step / length, theta) * scaled * self.weights
+
+    def project(self, theta: Tensor) -> Tensor:
+        """The nearest point of ball and box, exactly: ``clip(v / (1 + t), l - x, u - x)`` with ``t`` by bisection.
+
+        Clipping after scaling would give a point of both that is not the nearest.
+        """
+        low, high = (self.lower - self.x) / self.weights, (self.upper - self.x) / self.weights
+        v = theta / self.weights
+        inside = v.clamp(low, high)
+        far = case_norm(inside.to(torch.float64)) > self.radius
+        if not bool(far.any()):
+            return inside * self.weights
+        rows = far.nonzero()[:, 0]
+        v, low, high = v[rows], low[rows], high[rows]
+        # at shrink s = 1 / (1 + t) the norm grows with s; s = radius / |v| is always short enough
+        short = (self.radius / case_norm(v.to(torch.float64))).clamp(max=1.0)
+        long = torch.ones_like(short)
+        for _ in range(50):
+            middle = (short + long) / 2
+            fits = case_norm((v * per_case(middle.to(v.dtype), v)).clamp(low, high).to(torch.float64)) <= self.radius
+            short, long = torch.where(fits, middle, short), torch.where(fits, long, middle)
+            if bool((long - short <= torch.finfo(v.dtype).eps * short).all()):
+                break
+        return inside.index_copy(0, rows, (v * per_case(short.to(v.dtype), v)).clamp(low, high)) * self.weights
+
+    def apply(self, theta: Tensor) -> Tensor:
+        """As for every ball; a step of rounding that left the ball is taken back by shrinking the perturbation."""
+        x_adv = super().apply(theta)
+        shrink = 1.0
+        while not bool((fits := self._in_ball(x_adv)).all()):
+            shrink = shrink * (1 - 1e-6) if self.intensity.grid is None and shrink > 0.99 else shrink * 0.9
+            shrunk = super().apply(theta * shrink) if shrink > 1e-3 else self.x
+            x_adv = torch.where(per_case(fits, x_adv), x_adv, shrunk)
+        return x_adv
+
+    def _in_ball(self, x_adv: Tensor) -> Tensor:
+        return self.distance(x_adv) <= self.radius
+
+
+def _not_further(x: Tensor, reach: Tensor | float) -> Tensor:
+    """``x + reach`` rounded towards ``x``, so that the result's distance to ``x`` does not exceed ``|reach|``."""
+    limit = abs(reach) if isinstance(reach, float | int) else reach.abs()
+    moved = x + reach
+    # two roundings are possible: of the sum, and of the difference as it will be measured
+    for _ in range(2):
+        wide = moved.to(torch.float64) - x.to(torch.float64)
+        exceeds = wide.abs() > _floor_to(limit, x)
+        moved = torch.where(exceeds, torch.nextafter(moved, x), moved)
+    return moved
+
+
+def _floor_to(limit: Tensor | float, like: Tensor) -> Tensor | float:
+    """The greatest number of ``like``'s float type that is not above ``limit``, as float64."""
+    value = torch.as_tensor(limit, dtype=torch.float64)
+    cast = value.to(like.dtype)
+    cast = torch.where(cast.to(torch.float64) > value, torch.nextafter(cast, torch.zeros_like(cast)), cast)
+    return cast.to(torch.float64).to(like.device)
+
+
+BALLS: dict[float, type[LpBall]] = {torch.inf: LInfBall, 2.0: L2Ball}

@@ -1,0 +1,230 @@
+"""A model as the attacker sees it: logits, input gradients, and a count of every pass that ran."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from medadv.decisions import Decision, Multiclass
+from medadv.intensities import Intensity
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Passes:
+    """Forward and backward passes of whole batches that really ran."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __sub__(self, earlier: Passes) -> Passes:
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward)
+
+    def copy(self) -> Passes:
+        """The counts as they are now."""
+        return Passes(self.forward, self.backward)
+
+
+class SegmenterMixin:
+    """Marks an ART estimator whose output is one diagnosis per voxel, ``(N, C, *S)``; ART has no such mixin."""
+
+
+@runtime_checkable
+class Victim(Protocol):
+    """The deployed model: input transform, network, inferer and head as one function.
+
+    Attributes:
+        decision: how its logits become a diagnosis.
+        intensity: range and unit of its input.
+        device: where its parameters are.
+        deterministic: False if the same input may give another output.
+        passes: counts what ran.
+        segments: True if it has one diagnosis per voxel.
+    """
+
+    decision: Decision
+    intensity: Intensity
+    device: torch.device
+    deterministic: bool
+    passes: Passes
+    segments: bool
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Images ``(N, C_in, *S_in)`` -> logits ``(N, C, *S)``, without a graph."""
+        ...
+
+    def differentiate(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the model and the gradient of ``loss(output).sum()`` to the input.
+
+        Args:
+            x: images ``(N, C_in, *S_in)``.
+            loss: logits -> one number per case ``(N,)``.
+
+        Returns:
+            Detached logits, loss ``(N,)`` and input gradient like ``x``. No gradient of weights is computed.
+        """
+        ...
+
+    def attacked(self) -> Any:
+        """Context in which attacks run: inference mode of every layer; all is restored at the end."""
+        ...
+
+
+class ModuleVictim:
+    """A :class:`Victim` made of one ``nn.Module`` from images to logits, differentiated by autograd.
+
+    Args:
+        module: the deployed model.
+        decision: how its logits become a diagnosis.
+        intensity: range and unit of its input.
+        segments: True if its output has one diagnosis per voxel.
+        deterministic: False for models that draw random numbers at inference.
+
+    Example:
+        >>> import torch
+        >>> from medadv.decisions import Multiclass
+        >>> from medadv.intensities import Intensity
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> victim = ModuleVictim(net, Multiclass(2), Intensity(0, 1), segments=False)
+        >>> output, loss, grad = victim.differentiate(torch.rand(3, 1, 2, 2), lambda z: z[:, 0])
+        >>> grad.shape, victim.passes
+        (torch.Size([3, 1, 2, 2]), Passes(forward=1, backward=1))
+    """
+
+    def __init__(
+        self, module: nn.Module, decision: Decision, intensity: Intensity, *, segments: bool, deterministic: bool = True
+    ) -> None:
+        self.module = module
+        self.decision = decision
+        self.intensity = intensity
+        self.segments = segments
+        self.deterministic = deterministic
+        self.passes = Passes()
+
+    @property
+    def _like(self) -> Tensor:
+        return next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    def _run(self, x: Tensor) -> Tensor:
+        # the attacked image keeps its own precision; only the network's view of it is cast
+        output = self.module(x.to(self._like.dtype))
+        self.passes.forward += 1
+        return output.as_subclass(Tensor)
+
+    def logits(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._run(x)
+
+    def differentiate(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            output = self._run(leaf)
+            values = loss(output)
+            (grad,) = torch.autograd.grad(values.sum(), leaf)
+        self.passes.backward += 1
+        return output.detach(), values.detach(), grad
+
+    @contextmanager
+    def attacked(self) -> Iterator[None]:
+        with left_as_found(self.module):
+            self.module.eval()
+            yield
+
+
+@contextmanager
+def left_as_found(module: nn.Module) -> Iterator[None]:
+    """Restores a model and all random number generators on leaving, also after an exception.
+
+    Kept are the training flag of every submodule, ``requires_grad`` and ``.grad`` of every parameter, the value of
+    every buffer, and the states of torch's, numpy's and Python's global generators.
+    """
+    flags = [(child, child.training) for child in module.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = sorted({p.device.index or 0 for p, _, _ in parameters if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        for child, flag in flags:
+            child.training = flag
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def victim_of(estimator: Any) -> Victim:
+    """The victim behind an ART estimator.
+
+    Args:
+        estimator: a medadv estimator (anything with a ``victim()`` method), a stock ``PyTorchClassifier`` whose
+            defences are not numpy code, or a :class:`Victim`.
+
+    Raises:
+        TypeError: the estimator can't be differentiated as deployed; the message says why and what to use.
+    """
+    if isinstance(estimator, Victim):
+        return estimator
+    if callable(getattr(estimator, "victim", None)):
+        return estimator.victim()
+    if isinstance(estimator, PyTorchClassifier):
+        return _stock_victim(estimator)
+    raise TypeError(
+        f"{type(estimator).__name__} is no estimator that medadv can attack; wrap the network in "
+        "medadv.adapters.MonaiClassifier, MonaiMultilabelClassifier or MonaiSegmenter."
+    )
+
+
+def _stock_victim(estimator: PyTorchClassifier) -> Victim:
+    defences = [*(estimator.preprocessing_defences or []), *(estimator.postprocessing_defences or [])]
+    if estimator.preprocessing is not None and not hasattr(estimator.preprocessing, "std"):
+        defences.append(estimator.preprocessing)
+    if defences:
+        names = ", ".join(type(defence).__name__ for defence in defences)
+        raise TypeError(
+            f"this PyTorchClassifier has defences ({names}) that are not part of its network, so gradients would miss "
+            "them; put differentiable ones into the network or use medadv.adapters.MonaiClassifier."
+        )
+    if estimator.clip_values is None:
+        raise TypeError(
+            "this PyTorchClassifier has no clip_values, so its intensity range is unknown; set clip_values=(low, high)."
+        )
+    low, high = (np.atleast_1d(np.squeeze(v)).astype(float) for v in estimator.clip_values)
+    intensity = Intensity(low[0], high[0]) if len(low) == 1 else Intensity(tuple(low), tuple(high))
+    module = _Preprocessed(estimator)
+    return ModuleVictim(module, Multiclass(estimator.nb_classes), intensity, segments=False)
+
+
+class _Preprocessed(nn.Module):
+    """A stock classifier's network behind its mean/std preprocessing, which ART applies outside the network."""
+
+    def __init__(self, estimator: PyTorchClassifier) -> None:
+        super().__init__()
+        self.network = estimator._model._model
+        standardisation = estimator.preprocessing
+        mean, std = (0.0, 1.0) if standardisation is None else (standardisation.mean, standardisation.std)
+        like = next(self.network.parameters())
+        self.mean, self.std = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (mean, std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x - self.mean) / self.std)
