@@ -169,9 +169,9 @@ class Decision(ABC):
         """Number of dimensions of an image-level canonical target."""
 
     @property
-    def metric(self) -> str:
-        """Name of what :meth:`score` computes on images; on voxels it is ``dice``."""
-        return "accuracy"
+    @abstractmethod
+    def exclusive(self) -> bool:
+        """True if exactly one class holds, False if labels do not exclude each other."""
 
 
 def _whole_numbers(y: Tensor, what: str) -> Tensor:
@@ -223,6 +223,10 @@ class Multiclass(Decision):
     @property
     def channels(self) -> int:
         return self.num_classes
+
+    @property
+    def exclusive(self) -> bool:
+        return True
 
     @property
     def _image_ndim(self) -> int:
@@ -327,6 +331,10 @@ class Multilabel(Decision):
     @property
     def channels(self) -> int:
         return self.num_labels
+
+    @property
+    def exclusive(self) -> bool:
+        return False
 
     @property
     def _image_ndim(self) -> int:

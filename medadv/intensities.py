@@ -224,11 +224,12 @@ class Intensity:
         if self.grid is None:
             return x
         step, offset = self.grid
-        cells = (x - offset) / step
+        # in float64, as readers scale: in float32 a value of the file may come out beside itself
+        cells = (x.to(torch.float64) - offset) / step
         whole = cells.round()
         if rounding != "nearest":
             # a value that is on the grid up to rounding must not be moved to its neighbour
             settled = (cells - whole).abs() <= 1e-6 * whole.abs().clamp(min=1)
             directed = cells.ceil() if rounding == "up" else cells.floor()
             whole = torch.where(settled, whole, directed)
-        return whole * step + offset
+        return (whole * step + offset).to(x.dtype)

@@ -133,14 +133,17 @@ def youden_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
 
     To be chosen on validation cases and then kept; never on test.
     """
-    values = np.unique(scores)
+    values = np.unique(np.asarray(scores, dtype=np.float64))
+    if not np.any(truth) or np.all(truth):
+        raise ValueError("a threshold can't be chosen on cases of one class only; give positive and negative ones.")
     candidates = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
     youden = [sum(sensitivity_specificity(scores, truth, t)) for t in candidates]
-    return float(candidates[int(np.nanargmax(youden))])
+    return float(candidates[int(np.argmax(youden))])
 
 
 def sensitivity_specificity(scores: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
     """Sensitivity and specificity of ``scores > threshold``; NaN where no case can tell."""
+    truth = np.asarray(truth, dtype=bool)
     called = scores > threshold
     sensitivity = float(called[truth].mean()) if truth.any() else float("nan")
     specificity = float((~called[~truth]).mean()) if (~truth).any() else float("nan")

@@ -196,7 +196,7 @@ class SegPGD(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         late = progress / 2
         unfinished = agrees(self.decision, output, target) != self.targeted
-        weight = torch.where(unfinished, 1 - late, late).to(output.dtype)
+        weight = late + (1 - 2 * late) * unfinished.to(output.dtype)
         return self.sign * mean_over_valid(weight * per_voxel_cross_entropy(self.decision, output, target), valid)
 
 
@@ -281,9 +281,12 @@ class LossObjective(Objective):
 
 
 def _monai_parts(loss: Any) -> list[Any]:
-    """The loss, or the Dice part of a compound loss, if it takes ``softmax`` and ``sigmoid`` like MONAI's."""
-    candidates = [loss, getattr(loss, "dice", None)]
-    return [part for part in candidates if hasattr(part, "softmax") and hasattr(part, "sigmoid")]
+    """The loss, or the parts of a compound loss, that take ``softmax`` and ``sigmoid`` like MONAI's."""
+    return [part for part in _parts(loss) if hasattr(part, "softmax") and hasattr(part, "sigmoid")]
+
+
+def _parts(loss: Any) -> list[Any]:
+    return list(loss.modules()) if isinstance(loss, torch.nn.Module) else [loss]
 
 
 def reference_for(loss: Any, decision: Decision, target: Tensor, dtype: torch.dtype) -> Tensor:
@@ -299,7 +302,7 @@ def reference_for(loss: Any, decision: Decision, target: Tensor, dtype: torch.dt
         return target.to(dtype)
     if isinstance(loss, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss):
         return target
-    if any(getattr(part, "to_onehot_y", False) for part in [loss, getattr(loss, "dice", None)]):
+    if any(getattr(part, "to_onehot_y", False) for part in _parts(loss)):
         return target[:, None]
     return decision.one_hot(target).to(dtype)
 

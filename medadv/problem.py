@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medadv.objectives import Objective
-from medadv.threats import Threat
+from medadv.threats import Threat, per_case
 from medadv.victims import Victim
 
 KEEP = ("score", "loss", "last")
@@ -47,6 +47,10 @@ class Problem:
         valid: where the target counts.
         keep: ``"score"``: the image with the worst hard score (targeted: the best agreement with the target), ties by
             the larger loss; ``"loss"``: the largest loss; ``"last"``: the end point of the search.
+
+    Attributes:
+        best: the images kept so far.
+        undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Problem:
         self.valid = valid
         self.keep = keep
         self.best: Best | None = None
+        self.undirected = torch.zeros(len(target), dtype=torch.bool, device=target.device)
 
     def evaluate(self, theta: Tensor, *, progress: float = 0.0, grad: bool = True) -> Evaluation:
         """Applies theta, runs the model, and remembers the image if it is the best so far.
@@ -85,7 +90,7 @@ class Problem:
             output, loss, image_grad = self.victim.differentiate(
                 x_adv, lambda z: self.objective(z, self.target, valid=self.valid, progress=progress)
             )
-            gradient = self.threat.pullback(theta, image_grad)
+            gradient = self.threat.pullback(theta, self._usable(image_grad))
         else:
             output = self.victim.logits(x_adv)
             loss = self.objective(output, self.target, valid=self.valid, progress=progress)
@@ -94,6 +99,14 @@ class Problem:
         if self.keep != "last":
             self._keep(x_adv, output, loss)
         return Evaluation(loss, gradient)
+
+    def _usable(self, grad: Tensor) -> Tensor:
+        """A gradient with NaN or infinite parts is no direction: such a case stands still, and is remembered."""
+        lost = ~grad.flatten(1).sum(1).isfinite()
+        if not bool(lost.any()):
+            return grad
+        self.undirected |= lost
+        return torch.where(per_case(lost, grad), torch.zeros_like(grad), grad)
 
     def finish(self, theta: Tensor) -> None:
         """Ends one run of a search at theta: looks at it once more, or with ``keep="last"`` just takes it."""

@@ -112,22 +112,29 @@ class LpBall(Threat):
         self.radius = budget.eps
         self.mask = mask
         self.weights: Tensor | float = 1.0
+        self.reach = torch.full((), budget.eps, dtype=torch.float64, device=x.device)
         if budget.weights is not None:
-            weights = torch.tensor(budget.weights, dtype=x.dtype, device=x.device)
-            self.weights = weights.view(1, -1, *[1] * (x.ndim - 2))
+            weights = torch.tensor(budget.weights, dtype=torch.float64, device=x.device)
+            weights = weights.view(1, -1, *[1] * (x.ndim - 2))
+            self.weights, self.reach = weights.to(x.dtype), budget.eps * weights
         self.lower, self.upper = self._box()
 
     def _box(self) -> tuple[Tensor, Tensor]:
         """Bounds of the image: what the range, the grid and the mask leave of the ball's bounding box."""
-        reach = self.radius * self.weights
         low, high = self.intensity.bounds(self.x)
-        lower = torch.maximum(_not_further(self.x, -reach), low)
-        upper = torch.minimum(_not_further(self.x, reach), high)
-        lower = torch.minimum(self.intensity.snap(lower, "up"), self.x)
-        upper = torch.maximum(self.intensity.snap(upper, "down"), self.x)
+        lower = torch.maximum(self._furthest(-1), self.intensity.snap(low, "up")).minimum(self.x)
+        upper = torch.minimum(self._furthest(1), self.intensity.snap(high, "down")).maximum(self.x)
         if self.mask is None:
             return lower, upper
         return torch.where(self.mask, lower, self.x), torch.where(self.mask, upper, self.x)
+
+    def _furthest(self, sign: int) -> Tensor:
+        """The image moved by the radius everywhere: never by more, and on a grid by whole steps."""
+        if self.intensity.grid is None:
+            return _not_further(self.x, self.reach, sign)
+        step = self.intensity.grid[0]
+        whole = (self.reach / step + 1e-6).floor() * step
+        return self.intensity.snap(self.x.to(torch.float64) + sign * whole).to(self.x.dtype)
 
     def apply(self, theta: Tensor) -> Tensor:
         return self.intensity.snap(self.x + theta).clamp(self.lower, self.upper)
@@ -136,7 +143,7 @@ class LpBall(Threat):
         return grad if self.mask is None else grad * self.mask
 
     def distance(self, x_adv: Tensor) -> Tensor:
-        moved = (x_adv - self.x).to(torch.float64) / self.weights
+        moved = (x_adv.to(torch.float64) - self.x.to(torch.float64)) / self.weights
         return case_norm(moved, self.norm)
 
     def contains(self, x_adv: Tensor) -> Tensor:
@@ -173,6 +180,11 @@ class L2Ball(LpBall):
 
     norm = 2.0
 
+    @property
+    def _reached(self) -> float:
+        """The radius less a hair: room for adding the image, and for the order in which a norm is summed."""
+        return self.radius * (1 - 1e-12)
+
     def start(self, random: CaseRandom | None) -> Tensor:
         if random is None:
             return torch.zeros_like(self.x)
@@ -187,7 +199,8 @@ class L2Ball(LpBall):
     def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
         scaled = grad * self.weights
         length = case_norm(scaled).clamp(min=torch.finfo(grad.dtype).tiny)
-        return theta + per_case(step / length, theta) * scaled * self.weights
+        # divided first: with a zero gradient step / length may be infinite
+        return theta + per_case(step, theta) * (scaled / per_case(length, scaled)) * self.weights
 
     def project(self, theta: Tensor) -> Tensor:
         """The nearest point of ball and box, exactly: ``clip(v / (1 + t), l - x, u - x)`` with ``t`` by bisection.
@@ -197,17 +210,17 @@ class L2Ball(LpBall):
         low, high = (self.lower - self.x) / self.weights, (self.upper - self.x) / self.weights
         v = theta / self.weights
         inside = v.clamp(low, high)
-        far = case_norm(inside.to(torch.float64)) > self.radius
+        far = case_norm(inside.to(torch.float64)) > self._reached
         if not bool(far.any()):
             return inside * self.weights
         rows = far.nonzero()[:, 0]
         v, low, high = v[rows], low[rows], high[rows]
         # at shrink s = 1 / (1 + t) the norm grows with s; s = radius / |v| is always short enough
-        short = (self.radius / case_norm(v.to(torch.float64))).clamp(max=1.0)
+        short = (self._reached / case_norm(v.to(torch.float64))).clamp(max=1.0)
         long = torch.ones_like(short)
         for _ in range(50):
             middle = (short + long) / 2
-            fits = case_norm((v * per_case(middle.to(v.dtype), v)).clamp(low, high).to(torch.float64)) <= self.radius
+            fits = case_norm((v * per_case(middle.to(v.dtype), v)).clamp(low, high).to(torch.float64)) <= self._reached
             short, long = torch.where(fits, middle, short), torch.where(fits, long, middle)
             if bool((long - short <= torch.finfo(v.dtype).eps * short).all()):
                 break
@@ -216,35 +229,31 @@ class L2Ball(LpBall):
     def apply(self, theta: Tensor) -> Tensor:
         """As for every ball; a step of rounding that left the ball is taken back by shrinking the perturbation."""
         x_adv = super().apply(theta)
-        shrink = 1.0
-        while not bool((fits := self._in_ball(x_adv)).all()):
-            shrink = shrink * (1 - 1e-6) if self.intensity.grid is None and shrink > 0.99 else shrink * 0.9
-            shrunk = super().apply(theta * shrink) if shrink > 1e-3 else self.x
+        less = 8 * torch.finfo(theta.dtype).eps if self.intensity.grid is None else 0.05
+        while not bool((fits := self.distance(x_adv) <= self.radius * (1 - 1e-13)).all()):
+            shrunk = super().apply(theta * (1 - less)) if less < 1 else self.x
             x_adv = torch.where(per_case(fits, x_adv), x_adv, shrunk)
+            less *= 2
         return x_adv
 
     def _in_ball(self, x_adv: Tensor) -> Tensor:
         return self.distance(x_adv) <= self.radius
 
 
-def _not_further(x: Tensor, reach: Tensor | float) -> Tensor:
-    """``x + reach`` rounded towards ``x``, so that the result's distance to ``x`` does not exceed ``|reach|``."""
-    limit = abs(reach) if isinstance(reach, float | int) else reach.abs()
-    moved = x + reach
-    # two roundings are possible: of the sum, and of the difference as it will be measured
-    for _ in range(2):
-        wide = moved.to(torch.float64) - x.to(torch.float64)
-        exceeds = wide.abs() > _floor_to(limit, x)
-        moved = torch.where(exceeds, torch.nextafter(moved, x), moved)
-    return moved
+def _not_further(x: Tensor, reach: Tensor, sign: int) -> Tensor:
+    """``x + sign * reach`` rounded towards ``x``: in ``x``'s float type the distance to ``x`` is at most ``reach``.
 
-
-def _floor_to(limit: Tensor | float, like: Tensor) -> Tensor | float:
-    """The greatest number of ``like``'s float type that is not above ``limit``, as float64."""
-    value = torch.as_tensor(limit, dtype=torch.float64)
-    cast = value.to(like.dtype)
-    cast = torch.where(cast.to(torch.float64) > value, torch.nextafter(cast, torch.zeros_like(cast)), cast)
-    return cast.to(torch.float64).to(like.device)
+    Args:
+        x: images.
+        reach: float64, not negative, broadcastable to ``x``.
+        sign: +1 or -1.
+    """
+    limit = reach.to(x.dtype)
+    limit = torch.where(limit.to(torch.float64) > reach, torch.nextafter(limit, torch.zeros_like(limit)), limit)
+    limit, wide = limit.to(torch.float64), x.to(torch.float64)
+    moved = (wide + sign * limit).to(x.dtype)
+    exceeds = (moved.to(torch.float64) - wide).abs() > limit
+    return torch.where(exceeds, torch.nextafter(moved, x), moved)
 
 
 BALLS: dict[float, type[LpBall]] = {torch.inf: LInfBall, 2.0: L2Ball}

@@ -221,10 +221,7 @@ class _Preprocessed(nn.Module):
     def __init__(self, estimator: PyTorchClassifier) -> None:
         super().__init__()
         self.network = estimator._model._model
-        standardisation = estimator.preprocessing
-        mean, std = (0.0, 1.0) if standardisation is None else (standardisation.mean, standardisation.std)
-        like = next(self.network.parameters())
-        self.mean, self.std = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (mean, std))
+        self.standardisation = estimator.preprocessing
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network((x - self.mean) / self.std)
+        return self.network(x if self.standardisation is None else self.standardisation.forward(x)[0].to(x.dtype))

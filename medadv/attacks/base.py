@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,6 +179,7 @@ class FrameworkAttack(EvasionAttack):
         with self.victim.attacked():
             target, valid = self._reference(plain, y)
             adversarial = torch.empty_like(plain)
+            undirected: list[object] = []
             for rows in tqdm(
                 torch.arange(len(plain)).split(self.batch_size),
                 desc=self.name,
@@ -188,7 +190,14 @@ class FrameworkAttack(EvasionAttack):
                 found = self._search.run(problem, [names[i] for i in rows])
                 self._verify(ball, found)
                 adversarial[rows] = found
+                undirected += [names[i] for i in rows[problem.undirected.cpu()]]
         self.passes = self.victim.passes - before
+        if undirected:
+            warnings.warn(
+                f"{self.name}: the gradient of {len(undirected)} of {len(plain)} cases was NaN or infinite, so they did "
+                f"not move there and only look robust: {', '.join(map(str, undirected[:10]))}.",
+                stacklevel=2,
+            )
         if type(x) is Tensor:
             return adversarial
         kept = x.detach().clone()

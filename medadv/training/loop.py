@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     learning_rate: float = 1e-3,
     schedule: str = "constant",
+    flip_axis: int | None = None,
     batch_size: int = 16,
     epochs: int = 20,
     seed: int | None = None,
@@ -60,6 +62,7 @@ def train(
         optimizer: default: Adam with ``learning_rate``.
         learning_rate: of the default optimizer; peak of the ``"one-cycle"`` schedule.
         schedule: ``"constant"`` or ``"one-cycle"`` (torch's OneCycleLR over all updates).
+        flip_axis: spatial axis along which every second case, drawn anew each epoch, is mirrored.
         batch_size: cases per update.
         epochs: passes over the data.
         seed: of shuffling and of the attacks' random starts; None draws one from torch's generator.
@@ -80,6 +83,9 @@ def train(
     )
     if len(target) != len(x):
         raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
+    # an attack gets the reference as it was given, with what is to be ignored still marked
+    ignored = estimator.decision.ignore_index
+    marked = target if ignored is None else torch.where(valid, target, ignored)
     model = estimator.model
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -90,26 +96,33 @@ def train(
     with tqdm(total=updates, desc=description, disable=not (progress and sys.stderr.isatty())) as bar:
         for epoch in range(epochs):
             losses = []
-            for rows in _batches(len(x), batch_size, seed, epoch):
-                images = x[rows].to(estimator.device)
-                images = craft(images, target[rows], [f"{epoch}-{row}" for row in rows.tolist()])
-                model.train()
-                optimizer.zero_grad()
-                loss = estimator.training_loss(model(images), target[rows], valid[rows])
-                if not bool(torch.isfinite(loss)):
-                    raise ValueError(
-                        f"the training loss became {loss.item()} in epoch {epoch + 1}; lower the learning rate."
-                    )
-                loss.backward()
-                optimizer.step()
+            for step, rows in enumerate(_batches(len(x), batch_size, seed, epoch)):
+                images, reference = x[rows].to(estimator.device), marked[rows]
+                if flip_axis is not None:
+                    mirrored = _coins(len(rows), (seed, epoch, step))
+                    images, reference = _mirrored(images, reference, mirrored, flip_axis, estimator.segments)
+                images = craft(images, reference, [f"{epoch}-{row}" for row in rows.tolist()])
+                losses.append(_update(estimator, optimizer, images, reference))
                 if scheduler is not None:
                     scheduler.step()
-                losses.append(loss.item())
                 bar.update()
             history.append(sum(losses) / len(losses))
             bar.set_postfix(loss=f"{history[-1]:.3f}")
     model.eval()
     return history
+
+
+def _update(estimator: Trainable, optimizer: torch.optim.Optimizer, images: Tensor, reference: Tensor) -> float:
+    """One step of the optimizer in train mode; returns the loss before it."""
+    target, valid = estimator.decision.canonical(reference, tuple(images.shape[2:]) if estimator.segments else ())
+    estimator.model.train()
+    optimizer.zero_grad()
+    loss = estimator.training_loss(estimator.model(images), target, valid)
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"the training loss became {loss.item()}; lower the learning rate.")
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
@@ -119,6 +132,23 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[Ten
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return iter(parts)
+
+
+def _coins(count: int, key: tuple[int, ...]) -> Tensor:
+    """A fair coin per case, bool ``(N,)``."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.rand(count, generator=generator) < 0.5
+
+
+def _mirrored(x: Tensor, y: Tensor, rows: Tensor, axis: int, segments: bool) -> tuple[Tensor, Tensor]:
+    """The chosen rows mirrored along a spatial axis, with their masks."""
+
+    def mirror(values: Tensor) -> Tensor:
+        chosen = rows.to(values.device).view(-1, *[1] * (values.ndim - 1))
+        return torch.where(chosen, values.flip(values.ndim - (x.ndim - 2) + axis), values)
+
+    return mirror(x), mirror(y) if segments else y
 
 
 def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, updates: int) -> Any:

@@ -1,0 +1,77 @@
+"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv cost``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from medadv.attacks import catalogue
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="medadv", description="How robust is a medical imaging model?")
+    commands = top.add_subparsers(dest="command", required=True)
+    bench = commands.add_parser("bench", help="run a benchmark suite and write its leaderboard and report")
+    bench.add_argument("--suite", default="quick", help="name of a suite (see 'medadv suites') or a YAML file")
+    bench.add_argument("--out", type=Path, help="folder for the results; default: runs/SUITE-DATE")
+    bench.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
+    bench.add_argument("--save-adversarials", action="store_true", help="also save the worst-case images")
+    commands.add_parser("suites", help="list the suites")
+    commands.add_parser("attacks", help="list the attacks")
+    cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")
+    cost.add_argument("--pairs", type=int, default=30, help="interleaved pairs of runs per network")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 if it worked, 2 with one sentence on stderr if what was asked for can't be right."""
+    given = parser().parse_args(arguments)
+    try:
+        return {"bench": _bench, "suites": _suites, "attacks": _attacks, "cost": _cost}[given.command](given)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"medadv: {error}", file=sys.stderr)
+        return 2
+
+
+def _bench(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.report import summary
+    from medadv.benchmarks.run import run_suite
+
+    name = Path(given.suite).stem
+    out = given.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    board = run_suite(given.suite, out=out, data_root=given.data_root, save_adversarials=given.save_adversarials)
+    with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
+        print(summary(board).to_string(index=False))
+        print("\npaired difference of the worst case to natural training, 95 % interval:")
+        print(board.compare().drop(columns=["dataset", "ci_unit"]).to_string(index=False))
+    print(f"\n{out / 'leaderboard.csv'}\n{out / 'report.html'}")
+    return 0
+
+
+def _suites(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.suites import load_suite, suite_names
+
+    for name in suite_names():
+        print(f"{name}: {' '.join(load_suite(name).description.split())}")
+    return 0
+
+
+def _attacks(given: argparse.Namespace) -> int:
+    print(catalogue().to_string(index=False))
+    return 0
+
+
+def _cost(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.cost import cost_table
+
+    if given.pairs < 2:
+        raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
+    with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
+        print(cost_table(given.pairs).to_string(index=False))
+    return 0

@@ -1,0 +1,285 @@
+"""Evaluates one estimator against attacks and budgets: one outcome per attack and budget, with scores per case."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.metrics import SSIMMetric
+from torch import Tensor
+
+from medadv.attacks import CATALOGUE, FrameworkAttack, create
+from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
+from medadv.benchmarks.models import Estimator
+from medadv.diagnostics import Finding, repeatable, zero_gradients
+from medadv.intensities import Intensity
+from medadv.victims import Passes
+
+WORST_CASE = "worst-case"
+NO_ATTACK = "none"
+_PROBED_CASES = 8
+
+
+@dataclass
+class Outcome:
+    """What one attack did at one budget.
+
+    Attributes:
+        attack: name in the catalogue, ``"none"`` or ``"worst-case"``.
+        access: what the attacker needed.
+        threat: threat set.
+        settings: steps, restarts, keep of the attack.
+        eps: budget in data units; ``fraction``: as a share of the window.
+        scores: ``(N,)`` hard score per case, NaN where unscored.
+        linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
+        diagnosis: the model's output.
+        endpoints: rows of :class:`EndpointTable`.
+        passes, seconds: what it cost.
+    """
+
+    attack: str
+    access: str
+    threat: str
+    settings: dict[str, Any]
+    eps: float
+    fraction: float
+    scores: np.ndarray
+    linf: np.ndarray
+    l2_rms: np.ndarray
+    ssim: np.ndarray
+    diagnosis: Diagnosis
+    endpoints: pd.DataFrame
+    passes: Passes = field(default_factory=Passes)
+    seconds: float = 0.0
+    worst_attack: list[str] | None = None
+    images: np.ndarray | None = None
+
+
+@dataclass
+class Evaluation:
+    """All outcomes of one estimator on the test cases of a data set."""
+
+    data: Dataset
+    cases: Cases
+    segments: bool
+    outcomes: list[Outcome]
+    findings: list[Finding]
+
+    @property
+    def clean(self) -> Outcome:
+        """The outcome without an attack."""
+        return self.outcomes[0]
+
+
+class Evaluator:
+    """Runs attacks on an estimator and reads the result off the original model, in float32 and eval mode.
+
+    Args:
+        estimator: a medadv estimator.
+        data: its test cases are attacked, its validation cases fix thresholds.
+        batch_size: cases at once.
+        seed: of the attacks.
+        test_cases: only the first so many test cases.
+    """
+
+    def __init__(
+        self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0, test_cases: int | None = None
+    ) -> None:
+        self.estimator = estimator
+        self.data = data
+        self.cases = data.test.take(test_cases)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.decision = estimator.decision
+        spatial = self.cases.x.shape[2:] if estimator.segments else ()
+        self.target, self.valid = self.decision.canonical(self._reference(self.cases.y), spatial)
+        self.x = torch.from_numpy(self.cases.x)
+        estimator.intensity.check(self.x)
+        self.table = self._endpoint_table()
+        self.clean = self._clean()
+
+    def _reference(self, y: np.ndarray) -> np.ndarray:
+        # a one-logit classifier shows two exclusive classes to ART and so does its reference
+        one_logit = not self.estimator.segments and self.data.decision != self.decision
+        return y.reshape(len(y)).astype(np.int64) if one_logit else y
+
+    def _endpoint_table(self) -> EndpointTable:
+        spacing = self.data.spacing
+        thresholds: Sequence[float] = ()
+        validation = self.data.validation
+        if not self.estimator.segments and len(validation):
+            target, _ = self.decision.canonical(self._reference(validation.y))
+            thresholds = validation_thresholds(self.decision, self._logits(torch.from_numpy(validation.x)), target)
+        classes = self.data.classes
+        if len(classes) != self.decision.channels:
+            classes = (f"no {classes[0]}", *classes)  # one logit, shown as two classes
+        unit, scale = {2: ("mm2", 1.0), 3: ("ml", 1e-3)}[self.data.dims]
+        return EndpointTable(
+            self.decision,
+            classes,
+            self.target,
+            self.cases.ids,
+            self.estimator.segments,
+            voxel_volume=1.0 if spacing is None else float(np.prod(spacing)) * scale,
+            volume_unit="voxels" if spacing is None else unit,
+            thresholds=thresholds,
+        )
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.estimator.predict(x.numpy(), batch_size=self.batch_size))
+
+    def _outcome(self, x_adv: Tensor, clean: Diagnosis | None, **facts: Any) -> Outcome:
+        """Scores images by the model as it is deployed, batch by batch."""
+        scores, parts = [], []
+        for rows in torch.arange(len(x_adv)).split(self.batch_size):
+            logits = self._logits(x_adv[rows])
+            scores.append(self.decision.score(logits, self.target[rows], self.valid[rows]))
+            parts.append(diagnose(self.decision, logits, self.target[rows], segments=self.estimator.segments))
+        diagnosis = _joined(parts)
+        moved = (x_adv - self.x).double().flatten(1)
+        return Outcome(
+            scores=torch.cat(scores).double().numpy(),
+            linf=moved.abs().amax(1).numpy(),
+            l2_rms=moved.square().mean(1).sqrt().numpy(),
+            ssim=structural_similarity(x_adv, self.x, self.estimator.intensity),
+            diagnosis=diagnosis,
+            endpoints=self.table(diagnosis if clean is None else clean, diagnosis),
+            **facts,
+        )
+
+    def _clean(self) -> Outcome:
+        settings = {"steps": 0, "restarts": 0, "keep": "last"}
+        return self._outcome(
+            self.x, None, attack=NO_ATTACK, access="none", threat="none", settings=settings, eps=0.0, fraction=0.0
+        )
+
+    def findings(self) -> list[Finding]:
+        """The checks that look at the model itself, on a few cases."""
+        victim = self.estimator.victim()
+        rows = slice(0, min(_PROBED_CASES, len(self.x)))
+        x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
+        return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
+
+    def attack(self, name: str, eps: float | str, *, keep_images: bool = False, **options: Any) -> Outcome:
+        """Runs one attack at one budget."""
+        attack: FrameworkAttack = create(
+            name, self.estimator, eps=eps, batch_size=self.batch_size, **{"seed": self.seed, **options}
+        )
+        start = time.perf_counter()
+        x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
+        seconds = time.perf_counter() - start
+        settings = {
+            "steps": getattr(attack, "max_iter", 0 if name == "noise" else 1),
+            "restarts": getattr(attack, "num_random_init", 0),
+            "keep": attack.keep,
+        }
+        outcome = self._outcome(
+            torch.from_numpy(x_adv), self.clean.diagnosis, attack=name, access=CATALOGUE[name].access,
+            threat=f"l{attack.norm:g}", settings=settings, eps=attack.budget.eps, fraction=attack.budget.fraction,
+            passes=attack.passes, seconds=seconds,
+        )  # fmt: skip
+        outcome.images = x_adv if keep_images else None
+        return outcome
+
+    def worst_case(self, outcomes: Sequence[Outcome]) -> Outcome:
+        """Per case the worst over several attacks of one threat set and budget.
+
+        Endpoints are those of the image with the worst score; scores of classes (and the AUC made of them) take per
+        case and class the smallest signed margin over all attacks.
+        """
+        first = outcomes[0]
+        chosen = np.stack([self._ranking(outcome) for outcome in outcomes]).argmin(0)
+        diagnosis = first.diagnosis
+        for number, outcome in enumerate(outcomes):
+            diagnosis = diagnosis.merged(outcome.diagnosis, torch.from_numpy(chosen == number))
+        if not self.estimator.segments:
+            truth = self.decision.one_hot(self.target).numpy()
+            diagnosis = replace(diagnosis, scores=worst_margins([o.diagnosis for o in outcomes], truth))
+
+        def pick(name: str) -> np.ndarray:
+            return np.stack([getattr(outcome, name) for outcome in outcomes])[chosen, np.arange(len(chosen))]
+
+        return Outcome(
+            attack=WORST_CASE, access="white-box", threat=first.threat,
+            settings={"steps": max(o.settings["steps"] for o in outcomes),
+                      "restarts": max(o.settings["restarts"] for o in outcomes), "keep": "score"},
+            eps=first.eps, fraction=first.fraction, scores=pick("scores"), linf=pick("linf"), l2_rms=pick("l2_rms"),
+            ssim=pick("ssim"), diagnosis=diagnosis, endpoints=self.table(self.clean.diagnosis, diagnosis),
+            passes=Passes(sum(o.passes.forward for o in outcomes), sum(o.passes.backward for o in outcomes)),
+            seconds=sum(o.seconds for o in outcomes), worst_attack=[outcomes[i].attack for i in chosen],
+            images=np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
+            if all(o.images is not None for o in outcomes) else None,
+        )  # fmt: skip
+
+    def _ranking(self, outcome: Outcome) -> np.ndarray:
+        """What makes an image the worst of its case: its score, or in a negative case how much is invented."""
+        hits = self.decision.one_hot(outcome.diagnosis.hard)[:, self.decision.foreground].flatten(1).sum(1).numpy()
+        return np.where(np.isnan(outcome.scores), -hits, outcome.scores)
+
+
+def _joined(parts: Sequence[Diagnosis]) -> Diagnosis:
+    def join(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    return Diagnosis(torch.cat([p.hard for p in parts]), join("scores"), join("brier"), join("probabilities"))
+
+
+def structural_similarity(x_adv: Tensor, x: Tensor, intensity: Intensity) -> np.ndarray:
+    """Mean structural similarity per case ``(N,)``, gaussian windows of 11 voxels or less, over high - low."""
+    dims = x.ndim - 2
+    smallest = min(x.shape[2:])
+    window = min(11 if dims == 2 else 7, smallest if smallest % 2 else smallest - 1)
+    metric = SSIMMetric(
+        spatial_dims=dims, data_range=max(h - low for low, h in zip(intensity.lows, intensity.highs, strict=True)),
+        kernel_type="gaussian" if dims == 2 else "uniform", win_size=window,
+    )  # fmt: skip
+    values = [metric(a[None].float(), b[None].float()).reshape(-1)[0] for a, b in zip(x_adv, x, strict=True)]
+    return torch.stack(values).double().numpy()
+
+
+def evaluate_estimator(
+    estimator: Estimator,
+    data: Dataset,
+    attacks: Sequence[tuple[str, dict[str, Any]]],
+    budgets: Sequence[float | str],
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    test_cases: int | None = None,
+    keep_images: bool = False,
+    on_attack: Callable[[str], None] = lambda done: None,
+) -> Evaluation:
+    """All attacks at all budgets, and per budget and threat set the worst case.
+
+    Args:
+        estimator: a medadv estimator.
+        data: its test cases are attacked.
+        attacks: names of the catalogue with options; noise is added if it is missing.
+        budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
+        batch_size, seed, test_cases: as in :class:`Evaluator`.
+        keep_images: keep the adversarial images of every worst case.
+        on_attack: called with a line of progress after each attack.
+    """
+    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases)
+    outcomes = [evaluator.clean]
+    planned = [*([] if any(name == "noise" for name, _ in attacks) else [("noise", dict[str, Any]())]), *attacks]
+    for eps in budgets:
+        if estimator.intensity.budget(eps).eps == 0:
+            continue
+        found = []
+        for name, options in planned:
+            found.append(evaluator.attack(name, eps, keep_images=keep_images, **options))
+            on_attack(f"{name} at {eps}")
+        threats = dict.fromkeys(outcome.threat for outcome in found)
+        outcomes += found
+        outcomes += [evaluator.worst_case([o for o in found if o.threat == threat]) for threat in threats]
+        for outcome in found:
+            outcome.images = None  # kept once, in the worst case
+    return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())

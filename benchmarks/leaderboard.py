@@ -1,0 +1,247 @@
+"""The leaderboard: a row per model, attack and budget, and tables per case and endpoint beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
+from medadv.benchmarks.statistics import mean_interval, paired_difference
+from medadv.diagnostics import monotone
+
+SCHEMA_VERSION = 1
+IMAGE_BLIND = "image-blind"
+COLUMNS = (
+    "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
+    "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric", "empty_policy",
+    "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf", "l2_rms", "ssim",
+    "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
+)  # fmt: skip
+_MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
+DICE_SUCCESS = 0.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who is evaluated: the words of the first columns."""
+
+    suite: str
+    task: str
+    model: str
+    training: str
+    train_seed: int | None
+    seed: int = 0
+    flags: tuple[str, ...] = ()
+
+
+@dataclass
+class Leaderboard:
+    """Rows of :data:`COLUMNS`, with a score per case and clinical endpoints beside them.
+
+    Attributes:
+        frame: the leaderboard.
+        cases: a score per case and attack.
+        endpoints: an endpoint per case and attack.
+        meta: provenance, as written to ``leaderboard.meta.json``.
+
+    Example:
+        >>> board = Leaderboard()
+        >>> list(board.frame.columns[:4])
+        ['suite', 'dataset', 'task', 'dims']
+    """
+
+    frame: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
+    cases: pd.DataFrame = field(default_factory=pd.DataFrame)
+    endpoints: pd.DataFrame = field(default_factory=pd.DataFrame)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, entry: Entry, evaluation: Evaluation) -> None:
+        """Adds all outcomes of one evaluated model."""
+        rows, cases, endpoints = [], [], []
+        for outcome in evaluation.outcomes:
+            row = _row(entry, evaluation, outcome)
+            rows.append(row)
+            key = {name: row[name] for name in (*_MODEL_KEY, "attack", "threat", "eps", "unit")}
+            cases.append(_case_rows(key, evaluation, outcome))
+            endpoints.append(outcome.endpoints.assign(**key)[[*key, *outcome.endpoints.columns]])
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        findings = [finding.flag for finding in evaluation.findings if finding.flag]
+        self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
+
+    def add_image_blind(self, entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) -> None:
+        """Adds what a model scores that never looks at the image; no attack can change it."""
+        row = _blind_row(entry, data, cases, scores)
+        key = {name: row[name] for name in (*_MODEL_KEY, "attack", "threat", "eps", "unit")}
+        table = pd.DataFrame(
+            {**key, "case": cases.ids, "patient": cases.patients or "", "clean": scores, "adversarial": scores}
+        )
+        self._extend(pd.DataFrame([row], columns=list(COLUMNS)), [table], [])
+
+    def _extend(self, frame: pd.DataFrame, cases: list[pd.DataFrame], endpoints: list[pd.DataFrame]) -> None:
+        self.frame = frame if self.frame.empty else pd.concat([self.frame, frame], ignore_index=True)
+        self.cases = pd.concat([*([] if self.cases.empty else [self.cases]), *cases], ignore_index=True)
+        self.endpoints = (
+            pd.concat([*([] if self.endpoints.empty else [self.endpoints]), *endpoints], ignore_index=True)
+            if (endpoints or not self.endpoints.empty)
+            else self.endpoints
+        )
+
+    def worst_case(self) -> pd.DataFrame:
+        """The rows that tell how robust a model is: clean, image-blind and the worst case per threat set and budget."""
+        return self.frame[self.frame.attack.isin([WORST_CASE, NO_ATTACK])].reset_index(drop=True)
+
+    def compare(self, baseline: str = "natural") -> pd.DataFrame:
+        """Paired differences of worst cases between trainings: training minus ``baseline``, same cases and budget.
+
+        Returns:
+            Rows ``dataset, task, model, training, train_seed, threat, eps, difference, ci_low, ci_high, ci_unit``.
+        """
+        keys = ["dataset", "task", "model", "train_seed", "threat", "eps"]
+        worst = self.cases[self.cases.attack == WORST_CASE] if len(self.cases) else self.cases
+        rows = []
+        if len(worst):
+            for key, group in worst.groupby(keys, sort=False):
+                base = group[group.training == baseline].set_index("case")
+                for training, other in group[group.training != baseline].groupby("training", sort=False):
+                    if not len(base):
+                        continue
+                    other = other.set_index("case").loc[base.index]
+                    patients = None if (base.patient == "").all() else list(base.patient)
+                    difference, interval = paired_difference(
+                        other.adversarial.to_numpy(float), base.adversarial.to_numpy(float), patients
+                    )
+                    rows.append((*key, training, difference, interval.low, interval.high, interval.unit))
+        return pd.DataFrame(rows, columns=[*keys, "training", "difference", "ci_low", "ci_high", "ci_unit"])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes :attr:`frame` as CSV."""
+        from medadv.benchmarks.store import write_text
+
+        write_text(Path(path), self.frame.to_csv(index=False))
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The leaderboard as an HTML table; written to ``path`` if one is given."""
+        from medadv.benchmarks.report import table_html
+        from medadv.benchmarks.store import write_text
+
+        html = table_html(self.frame)
+        if path is not None:
+            write_text(Path(path), html)
+        return html
+
+    def plot(self) -> Any:
+        """Robustness curves, score against budget, as a matplotlib figure."""
+        from medadv.benchmarks.figures import robustness_curves
+
+        return robustness_curves(self)
+
+
+def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, Any]:
+    data, cases, clean = evaluation.data, evaluation.cases, evaluation.clean
+    scored = ~np.isnan(outcome.scores)
+    interval = mean_interval(outcome.scores, cases.patients)
+    success, rule = success_of(clean.scores, outcome.scores, data, evaluation.segments)
+    queries = outcome.passes.forward if outcome.access in ("score", "decision") else 0
+    return {
+        **_described(entry, data, cases, evaluation.segments),
+        "n_unscored": int((~scored).sum()),
+        "attack": outcome.attack, "access": outcome.access, "threat": outcome.threat, "region": "all", "targeted": False,
+        "eps": outcome.eps, "eps_fraction": outcome.fraction, **outcome.settings,
+        "clean": _mean(clean.scores), "adversarial": _mean(outcome.scores),
+        "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
+        "success_rate": success, "success_rule": rule,
+        "linf": float(outcome.linf.max()), "l2_rms": float(outcome.l2_rms.mean()), "ssim": float(outcome.ssim.mean()),
+        "forward_passes": outcome.passes.forward, "backward_passes": outcome.passes.backward, "queries": queries,
+        "seconds": round(outcome.seconds, 3), "flags": "ci-bound" if interval.bound else "",
+    }  # fmt: skip
+
+
+def _described(entry: Entry, data: Dataset, cases: Cases, segments: bool) -> dict[str, Any]:
+    return {
+        "suite": entry.suite, "dataset": data.name, "task": entry.task, "dims": data.dims, "n_cases": len(cases),
+        "model": entry.model, "training": entry.training, "train_seed": entry.train_seed,
+        "unit": data.intensity.unit or "1", "metric": metric_name(data, segments),
+        "empty_policy": data.decision.empty if segments else "n/a", "seed": entry.seed,
+    }  # fmt: skip
+
+
+def metric_name(data: Dataset, segments: bool) -> str:
+    """What the scores of a data set are."""
+    if segments:
+        return "dice"
+    return "accuracy" if data.decision.exclusive else "label_accuracy"
+
+
+def _blind_row(entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) -> dict[str, Any]:
+    interval = mean_interval(scores, cases.patients)
+    return {
+        **_described(entry, data, cases, data.task == "segmentation"),
+        "n_unscored": int(np.isnan(scores).sum()),
+        "attack": NO_ATTACK, "access": "none", "threat": "none", "region": "all", "targeted": False,
+        "eps": 0.0, "eps_fraction": 0.0, "steps": 0, "restarts": 0, "keep": "last",
+        "clean": _mean(scores), "adversarial": _mean(scores),
+        "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
+        "success_rate": 0.0, "success_rule": "no attack changes a model that does not look",
+        "linf": 0.0, "l2_rms": 0.0, "ssim": 1.0, "forward_passes": 0, "backward_passes": 0, "queries": 0,
+        "seconds": 0.0, "flags": "ci-bound" if interval.bound else "",
+    }  # fmt: skip
+
+
+def success_of(clean: np.ndarray, adversarial: np.ndarray, data: Dataset, segments: bool) -> tuple[float, str]:
+    """Share of the cases that were right at first and are not any more, and the rule in words.
+
+    Images: all right before, something wrong after. Voxels: Dice below half of the case's clean Dice (the rule of
+    arXiv 2107.04263, per case).
+    """
+    if segments:
+        right = clean > 0
+        fallen = adversarial < DICE_SUCCESS * clean
+        rule = f"dice < {DICE_SUCCESS} x clean dice of the case"
+    else:
+        right = clean == 1
+        fallen = adversarial < 1
+        rule = "right -> wrong" if data.decision.exclusive else "all labels right -> any wrong"
+    return (float(fallen[right].mean()) if right.any() else np.nan), rule
+
+
+def _case_rows(key: dict[str, Any], evaluation: Evaluation, outcome: Outcome) -> pd.DataFrame:
+    cases = evaluation.cases
+    return pd.DataFrame(
+        {
+            **key,
+            "case": cases.ids,
+            "patient": cases.patients or "",
+            "clean": evaluation.clean.scores,
+            "adversarial": outcome.scores,
+            "linf": outcome.linf,
+            "l2_rms": outcome.l2_rms,
+            "ssim": outcome.ssim,
+            "worst_attack": outcome.worst_attack or "",
+        }
+    )
+
+
+def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
+    """Adds the flags of the model, and of each attack whose score rises with the budget."""
+    frame = frame.copy()
+    clean = frame[frame.attack == NO_ATTACK]
+    for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat"]):
+        curve = pd.concat([clean, rows])
+        if rows.attack.iloc[0] != "noise":
+            found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
+            frame.loc[rows.index, "flags"] = [_joined(flag, found.flag) for flag in frame.loc[rows.index, "flags"]]
+    frame["flags"] = [_joined(flag, *flags) for flag in frame["flags"]]
+    return frame
+
+
+def _joined(*flags: str) -> str:
+    return ";".join(flag for flag in flags if flag)
+
+
+def _mean(scores: np.ndarray) -> float:
+    return float(np.nanmean(scores)) if (~np.isnan(scores)).any() else np.nan

@@ -1,0 +1,107 @@
+"""From a suite's words to an estimator: networks by name, checkpoints, and the right adapter for the task."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import monai.networks.nets
+import torch
+from torch import nn
+
+from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
+from medadv.benchmarks.data.base import Dataset
+from medadv.benchmarks.suites import ModelSpec
+from medadv.decisions import Multilabel
+from medadv.names import unknown_name
+
+Estimator = MonaiClassifier | MonaiMultilabelClassifier | MonaiSegmenter
+
+
+def build_network(name: str, args: dict[str, Any]) -> nn.Module:
+    """A network of ``monai.networks.nets`` by name.
+
+    Raises:
+        ValueError: an unknown name (the nearest are given), or arguments the network does not take.
+
+    Example:
+        >>> type(build_network("UNet", dict(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))))
+        <class 'monai.networks.nets.unet.UNet'>
+    """
+    nets = {
+        key: value for key, value in vars(monai.networks.nets).items() if callable(value) and not key.startswith("_")
+    }
+    if name not in nets:
+        raise unknown_name("network", name, nets)
+    try:
+        network = nets[name](**args)
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"network {name} can't be built with {args}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} of monai.networks.nets is no network.")
+    return network
+
+
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Loads weights without running any code that a file may hold.
+
+    Args:
+        network: gets the weights.
+        path: a state dict saved by ``torch.save``, plain or under ``"state_dict"`` or ``"model"``.
+
+    Raises:
+        ValueError: a missing, damaged or malicious file, or weights of another network.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint {str(path)!r} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"checkpoint {str(path)!r} was refused: it is damaged or holds more than tensors (weights_only=True); save a "
+            f"state dict with torch.save(network.state_dict(), ...). ({reason})"
+        ) from None
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {str(path)!r} holds {type(content).__name__}; save a state dict.")
+    try:
+        network.load_state_dict(content)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {str(path)!r} is of another network: {str(error).splitlines()[0]}") from None
+
+
+def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: str | None = None) -> Estimator:
+    """The estimator of a suite's model on a data set, with fresh (seeded) or loaded weights.
+
+    Args:
+        spec: network by name and arguments.
+        data: decides on the adapter: voxels, exclusive classes or several labels.
+        seed: of the initial weights.
+        device: default: a GPU where there is one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(spec.network, spec.args)
+    if spec.checkpoint is not None:
+        load_checkpoint(network, spec.checkpoint)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings: dict[str, Any] = {"intensity": data.intensity, "device": place}
+    shape = tuple(int(s) for s in data.test.x.shape[1:])
+    if data.task == "segmentation":
+        return MonaiSegmenter(network, shape, decision=data.decision, **settings)
+    if isinstance(data.decision, Multilabel) and data.decision.num_labels > 1:
+        return MonaiMultilabelClassifier(network, shape, decision=data.decision, **settings)
+    return MonaiClassifier(network, shape, decision=data.decision, **settings)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Hash of all parameters and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""The report: one self-contained HTML page with curves, tables, overlays and where it all comes from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
+from medadv.benchmarks.figures import Gallery, robustness_curves
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.store import write_text
+
+_TEMPLATES = resources.files("medadv.benchmarks") / "templates"
+_NOISE = "noise at the largest"
+_SCORES = ("clean", "adversarial", "ci_low", "ci_high", "success_rate", "ssim", "difference", _NOISE)
+
+
+def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -> None:
+    """Writes ``report.html``: opens in any browser, asks for nothing from the network."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((_TEMPLATES / "report.html").read_text(encoding="utf-8"))
+    suite = board.meta.get("suite", {})
+    write_text(
+        path,
+        template.render(
+            title=f"medadv: {suite.get('name', 'evaluation')}",
+            description=suite.get("description", ""),
+            summary=_html(summary(board)),
+            curves=png(robustness_curves(board)),
+            comparison=_html(_readable_budget(board.compare(), board)),
+            table=table_html(board.frame),
+            galleries=[(gallery.title, png(gallery.figure)) for gallery in galleries],
+            data=board.meta.get("data", {}),
+            meta=board.meta,
+        ),
+    )
+
+
+def summary(board: Leaderboard) -> pd.DataFrame:
+    """Per task and model: clean, then the worst case of each budget."""
+    rows = board.frame[board.frame.attack.isin([WORST_CASE, NO_ATTACK])].copy()
+    rows["budget"] = [
+        "clean" if attack == NO_ATTACK else f"{255 * share:.3g}/255"
+        for attack, share in zip(rows.attack, rows.eps_fraction, strict=True)
+    ]
+    rows["threat"] = rows.threat.where(rows.threat != "none", "")
+    keys = ["task", "metric", "model", "training"]
+    table = rows.pivot_table(index=keys, columns="budget", values="adversarial", aggfunc="mean", sort=False)
+    noise = board.frame[board.frame.attack == "noise"]
+    if len(noise):
+        largest = noise[noise.eps_fraction == noise.groupby("task").eps_fraction.transform("max")]
+        table[_NOISE] = largest.groupby(keys, sort=False).adversarial.mean()
+    return table.reset_index()
+
+
+def table_html(frame: pd.DataFrame) -> str:
+    """A leaderboard as an HTML table with rounded numbers; flags in words are kept."""
+    return _html(frame)
+
+
+def _readable_budget(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
+    shares = board.frame.drop_duplicates(["dataset", "eps"]).set_index(["dataset", "eps"]).eps_fraction
+    if len(table):
+        budgets = [
+            f"{255 * shares[(dataset, eps)]:.3g}/255" for dataset, eps in zip(table.dataset, table.eps, strict=True)
+        ]
+        table = table.drop(columns=["dataset", "eps"]).assign(budget=budgets)
+        table = table[
+            [
+                "task",
+                "model",
+                "training",
+                "train_seed",
+                "threat",
+                "budget",
+                "difference",
+                "ci_low",
+                "ci_high",
+                "ci_unit",
+            ]
+        ]
+    return table
+
+
+def _html(table: pd.DataFrame) -> str:
+    digits = {
+        column: (lambda value: f"{value:.3f}") if _is_score(str(column)) else (lambda value: f"{value:.4g}")
+        for column in table.select_dtypes("number").columns
+    }
+    return table.to_html(classes="board", index=False, na_rep="", border=0, formatters=digits)
+
+
+def _is_score(column: str) -> bool:
+    return column in _SCORES or "/255" in column
+
+
+def png(figure: Figure) -> str:
+    """A figure as a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,212 @@
+"""Runs a suite: data, training, attacks, leaderboard."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from medadv.benchmarks import data as datasets
+from medadv.benchmarks.baselines import image_blind_scores
+from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.evaluate import Evaluation, evaluate_estimator
+from medadv.benchmarks.figures import Gallery, worst_cases
+from medadv.benchmarks.leaderboard import IMAGE_BLIND, Entry, Leaderboard
+from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
+from medadv.benchmarks.report import write_report
+from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
+from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
+from medadv.training import RECIPES, train
+
+
+def evaluate(
+    estimator: Estimator,
+    data: Dataset | tuple[Any, Any],
+    attacks: Sequence[str | tuple[str, dict[str, Any]]],
+    budgets: Sequence[float | str],
+    *,
+    model: str = "model",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Leaderboard:
+    """Attacks a trained estimator and returns its leaderboard, without training anything.
+
+    Args:
+        estimator: a medadv estimator.
+        data: a :class:`~medadv.benchmarks.data.Dataset`, whose test cases are attacked, or a pair of images
+            ``(N, C, *S)`` and references.
+        attacks: names of the catalogue, or (name, options).
+        budgets: such as ``["1/255", "4/255"]``.
+        model: how the table calls the model.
+        batch_size: cases at once.
+        seed: of the attacks.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.decisions import Multiclass
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> estimator = MonaiClassifier(net, (1, 12, 12), decision=Multiclass(2))
+        >>> x = np.random.default_rng(0).random((6, 1, 12, 12), dtype=np.float32)
+        >>> board = evaluate(estimator, (x, np.array([0, 1, 0, 1, 0, 1])), ["fgsm"], ["4/255"])
+        >>> board.frame.attack.tolist()
+        ['none', 'noise', 'fgsm', 'worst-case']
+    """
+    dataset = data if isinstance(data, Dataset) else _as_dataset(estimator, *data)
+    specs = [(attack, dict[str, Any]()) if isinstance(attack, str) else attack for attack in attacks]
+    result = evaluate_estimator(estimator, dataset, specs, budgets, batch_size=batch_size, seed=seed)
+    board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
+    board.add(Entry("", dataset.name, model, "given", None, seed), result)
+    return board
+
+
+def _as_dataset(estimator: Estimator, x: Any, y: Any) -> Dataset:
+    images = torch.as_tensor(x, dtype=torch.float32).cpu().numpy()
+    spatial = images.shape[2:] if estimator.segments else ()
+    target, _ = estimator.decision.canonical(y, spatial)
+    nothing = Cases(images[:0], target[:0].cpu().numpy(), ())
+    return Dataset(
+        name="given", task="segmentation" if estimator.segments else "classification", decision=estimator.decision,
+        intensity=estimator.intensity, classes=tuple(f"class {c}" for c in range(estimator.decision.channels)),
+        train=nothing, validation=nothing,
+        test=Cases(images, target.cpu().numpy(), tuple(f"case-{i:04d}" for i in range(len(images)))),
+    )  # fmt: skip
+
+
+def run_suite(
+    suite: str | Path | Suite,
+    *,
+    out: str | Path,
+    data_root: str | Path | None = None,
+    save_adversarials: bool = False,
+    progress: bool = True,
+) -> Leaderboard:
+    """Runs a suite and writes its tables and report.
+
+    Args:
+        suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
+        out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
+            ``report.html`` and ``models/``.
+        data_root: where the data sets named by the suite are.
+        save_adversarials: also write the worst-case images to ``adversarials/``.
+        progress: progress bars with the time left, on a terminal.
+
+    Returns:
+        The leaderboard.
+
+    Raises:
+        ValueError: an unknown suite, data that are missing, an output folder that can't be written.
+    """
+    plan = suite if isinstance(suite, Suite) else load_suite(suite)
+    if plan.needs_data_root and data_root is None:
+        raise ValueError(f"suite {plan.name!r} needs data of your own; give their folder with --data-root.")
+    folder = prepare_folder(Path(out))
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    run = _Run(plan, folder, data_root, save_adversarials, progress)
+    for task in plan.tasks:
+        run.task(task)
+    run.finish()
+    return run.board
+
+
+class _Run:
+    """One run of a suite: what is shared by its tasks."""
+
+    def __init__(self, suite: Suite, folder: Path, data_root: str | Path | None, save: bool, progress: bool) -> None:
+        self.suite = suite
+        self.folder = folder
+        self.data_root = data_root
+        self.save = save
+        self.progress = progress and sys.stderr.isatty()
+        self.board = Leaderboard(
+            meta={**provenance(), "suite": suite.model_dump(mode="json"), "data": {}, "weights": {}}
+        )
+        self.galleries: list[Gallery] = []
+
+    def task(self, task: TaskSpec) -> None:
+        """Trains and attacks all models of one task."""
+        data = datasets.load(task.data, seed=self.suite.seed, data_root=self.data_root, **task.data_options)
+        cases = data.test.take(task.test_cases)
+        self.board.meta["data"][task.name] = {
+            "name": data.name,
+            "sha256": data.sha256,
+            "source": data.source,
+            "notes": data.notes,
+        }
+        blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
+        self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases))
+        for model in task.models:
+            for seed in task.train_seeds or self.suite.train_seeds:
+                trained: dict[str, Estimator] = {}
+                for name, training in _trainings(task, model):
+                    trained[name] = self._train(task, model, name, training, data, seed, trained)
+                    self._evaluate(task, model, name, trained[name], data, seed)
+
+    def _train(
+        self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
+        trained: dict[str, Estimator],
+    ) -> Estimator:  # fmt: skip
+        estimator = build_estimator(model, data, seed=seed)
+        label = f"{task.name}-{model.name}-{name}-{seed}"
+        if spec is not None:
+            if spec.warm_start is not None:
+                estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
+            history = train(
+                estimator, torch.from_numpy(data.train.x), _reference(estimator, data.train), recipe=RECIPES[spec.recipe](**spec.options),
+                learning_rate=spec.learning_rate, schedule=spec.schedule, batch_size=spec.batch_size, epochs=spec.epochs,
+                flip_axis=spec.flip_axis, seed=seed, progress=self.progress, description=f"train {label}",
+            )  # fmt: skip
+            self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history]
+        self.board.meta["weights"][label] = weights_sha256(estimator.network)
+        write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
+        return estimator
+
+    def _evaluate(
+        self, task: TaskSpec, model: ModelSpec, name: str, estimator: Estimator, data: Dataset, seed: int
+    ) -> None:
+        attacks = [(attack.name, attack.options) for attack in task.attacks]
+        total = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets) * (len(attacks) + 1)
+        with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
+
+            def on_attack(done: str) -> None:
+                bar.set_postfix_str(done)
+                bar.update()
+
+            result = evaluate_estimator(
+                estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
+                test_cases=task.test_cases, keep_images=True, on_attack=on_attack,
+            )  # fmt: skip
+        flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
+        entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
+        self.board.add(entry, result)
+        self._keep_images(entry, result)
+
+    def _keep_images(self, entry: Entry, result: Evaluation) -> None:
+        label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
+        if result.segments:
+            self.galleries.append(worst_cases(label, result))
+        for outcome in result.outcomes if self.save else ():
+            if outcome.images is not None:
+                path = self.folder / "adversarials" / f"{label}-{outcome.threat}-{outcome.eps:.5g}.npz"
+                write_adversarials(path, result.cases.ids, outcome.images)
+
+    def finish(self) -> None:
+        """Writes tables and report."""
+        write_tables(self.board, self.folder)
+        write_report(self.board, self.galleries, self.folder / "report.html")
+
+
+def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec | None]]:
+    """What is done to a model: its trainings, or nothing if it comes with weights."""
+    if model.checkpoint is not None:
+        return [("checkpoint", None)]
+    return list(task.trainings.items())
+
+
+def _reference(estimator: Estimator, cases: Cases) -> Any:
+    return cases.y.reshape(len(cases)) if not estimator.segments and estimator.decision.exclusive else cases.y

@@ -1,0 +1,120 @@
+"""What a run leaves on disk: tables, provenance, weights, adversarial images; written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import medadv
+from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+
+_VERSIONED = ("torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "nilearn")
+
+
+def prepare_folder(path: Path) -> Path:
+    """Makes the output folder and proves that it can be written, before hours of work.
+
+    Raises:
+        ValueError: it can't be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(path)!r} can't be written ({error.strerror}); give another with --out."
+        ) from None
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file through a temporary one, so that no half-written file is ever seen under its name."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As :func:`write_text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # noqa: PTH101
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_tables(board: Leaderboard, folder: Path) -> None:
+    """Writes ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv`` and ``leaderboard.meta.json``."""
+    board.to_csv(folder / "leaderboard.csv")
+    write_text(folder / "cases.csv", board.cases.to_csv(index=False))
+    write_text(folder / "endpoints.csv", board.endpoints.to_csv(index=False))
+    write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
+
+
+def write_weights(network: torch.nn.Module, path: Path) -> None:
+    """Saves a state dict that ``checkpoint:`` of a suite can load."""
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_adversarials(path: Path, ids: tuple[str, ...], images: np.ndarray) -> None:
+    """Saves adversarial images with the ids of their cases, as float, so that nothing is rounded."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, ids=np.array(ids), images=images)
+    write_bytes(path, buffer.getvalue())
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, revision, threads and hardware: what a reader needs to judge or repeat a run."""
+    versions = {"medadv": medadv.__version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "versions": versions,
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "threads": torch.get_num_threads(),
+        "hardware": {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the working directory; None where there is no repository."""
+    try:
+        result = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
