@@ -55,7 +55,9 @@ SUBJECTS = (
 )
 
 
-def hand_loop(network: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
+def hand_loop(
+    network: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, eps: float, step: float, steps: int
+) -> Tensor:
     """PGD on cross-entropy as one would write it by hand, keeping the image with the worst score per case.
 
     Score: right or wrong for images, hard Dice of class 1 for voxels; ties by the larger loss. The loss is a mean over

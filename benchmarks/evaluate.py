@@ -232,15 +232,16 @@ def _joined(parts: Sequence[Diagnosis]) -> Diagnosis:
 
 
 def structural_similarity(x_adv: Tensor, x: Tensor, intensity: Intensity) -> np.ndarray:
-    """Mean structural similarity per case ``(N,)``, gaussian windows of 11 voxels or less, over high - low."""
+    """Mean structural similarity per case ``(N,)``, over the intensity window.
+
+    In 2D gaussian windows of 11 pixels, in 3D uniform ones of 7 voxels, smaller where the image is.
+    """
     dims = x.ndim - 2
     smallest = min(x.shape[2:])
     window = min(11 if dims == 2 else 7, smallest if smallest % 2 else smallest - 1)
-    metric = SSIMMetric(
-        spatial_dims=dims, data_range=max(h - low for low, h in zip(intensity.lows, intensity.highs, strict=True)),
-        kernel_type="gaussian" if dims == 2 else "uniform", win_size=window,
-    )  # fmt: skip
-    values = [metric(a[None].float(), b[None].float()).reshape(-1)[0] for a, b in zip(x_adv, x, strict=True)]
+    kernel = "gaussian" if dims == 2 else "uniform"
+    metric = SSIMMetric(spatial_dims=dims, data_range=max(intensity.widths), kernel_type=kernel, win_size=window)
+    values = [torch.as_tensor(metric(a[None].float(), b[None].float())).flatten()[0] for a, b in zip(x_adv, x)]
     return torch.stack(values).double().numpy()
 
 

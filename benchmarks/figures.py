@@ -110,10 +110,11 @@ def _panels(figure: Figure, rows: int, row: int, result: Evaluation, outcome: Ou
     change = adversarial - clean
     reach = float(np.abs(change).max()) or 1.0
     low, high = float(clean.min()), float(clean.max())
+    attack = outcome.worst_attack[case] if outcome.worst_attack else outcome.attack
     panels = (
         (f"{result.cases.ids[case]}: Dice {result.clean.scores[case]:.2f}", clean, "gray", (low, high), before),
         (f"change, at most {reach:.3g} {result.data.intensity.unit}", change, "coolwarm", (-reach, reach), None),
-        (f"{outcome.worst_attack[case] if outcome.worst_attack else outcome.attack}: Dice {outcome.scores[case]:.2f}", adversarial, "gray", (low, high), after),
+        (f"{attack}: Dice {outcome.scores[case]:.2f}", adversarial, "gray", (low, high), after),
     )  # fmt: skip
     for column, (title, picture, colours, limits, found) in enumerate(panels):
         axes = figure.add_subplot(rows, 3, 3 * row + column + 1)
@@ -130,5 +131,6 @@ def _any_foreground(result: Evaluation, hard: np.ndarray) -> np.ndarray:
     """Union of all foreground classes of one case, ``S``."""
     decision = result.data.decision
     if decision.exclusive:
-        return np.isin(hard, decision.foreground)
+        found: np.ndarray = np.asarray(np.isin(hard, decision.foreground))
+        return found
     return hard.astype(bool).any(0)

@@ -18,9 +18,9 @@ SCHEMA_VERSION = 1
 IMAGE_BLIND = "image-blind"
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
-    "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric", "empty_policy",
-    "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf", "l2_rms", "ssim",
-    "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
+    "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
+    "empty_policy", "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf",
+    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
 )  # fmt: skip
 _MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
 DICE_SUCCESS = 0.5
@@ -150,7 +150,8 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
     return {
         **_described(entry, data, cases, evaluation.segments),
         "n_unscored": int((~scored).sum()),
-        "attack": outcome.attack, "access": outcome.access, "threat": outcome.threat, "region": "all", "targeted": False,
+        "attack": outcome.attack, "access": outcome.access, "threat": outcome.threat, "region": "all",
+        "targeted": False,
         "eps": outcome.eps, "eps_fraction": outcome.fraction, **outcome.settings,
         "clean": _mean(clean.scores), "adversarial": _mean(outcome.scores),
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,

@@ -27,8 +27,8 @@ def build_network(name: str, args: dict[str, Any]) -> nn.Module:
         ValueError: an unknown name (the nearest are given), or arguments the network does not take.
 
     Example:
-        >>> type(build_network("UNet", dict(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))))
-        <class 'monai.networks.nets.unet.UNet'>
+        >>> type(build_network("DenseNet121", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}))
+        <class 'monai.networks.nets.densenet.DenseNet121'>
     """
     nets = {
         key: value for key, value in vars(monai.networks.nets).items() if callable(value) and not key.startswith("_")
@@ -61,8 +61,8 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"checkpoint {str(path)!r} was refused: it is damaged or holds more than tensors (weights_only=True); save a "
-            f"state dict with torch.save(network.state_dict(), ...). ({reason})"
+            f"checkpoint {str(path)!r} was refused: it is damaged or holds more than tensors (weights_only=True); "
+            f"save a state dict with torch.save(network.state_dict(), ...). ({reason})"
         ) from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content

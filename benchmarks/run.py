@@ -20,7 +20,7 @@ from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
-from medadv.training import RECIPES, train
+from medadv.training import train
 
 
 def evaluate(
@@ -156,11 +156,17 @@ class _Run:
         if spec is not None:
             if spec.warm_start is not None:
                 estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
+            settings = spec.model_dump(exclude={"recipe", "options", "warm_start"})
             history = train(
-                estimator, torch.from_numpy(data.train.x), _reference(estimator, data.train), recipe=RECIPES[spec.recipe](**spec.options),
-                learning_rate=spec.learning_rate, schedule=spec.schedule, batch_size=spec.batch_size, epochs=spec.epochs,
-                flip_axis=spec.flip_axis, seed=seed, progress=self.progress, description=f"train {label}",
-            )  # fmt: skip
+                estimator,
+                torch.from_numpy(data.train.x),
+                _reference(estimator, data.train),
+                recipe=spec.built(),
+                seed=seed,
+                progress=self.progress,
+                description=f"train {label}",
+                **settings,
+            )
             self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history]
         self.board.meta["weights"][label] = weights_sha256(estimator.network)
         write_weights(estimator.network, self.folder / "models" / f"{label}.pt")

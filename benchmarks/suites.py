@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medadv.attacks import CATALOGUE
+from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.names import unknown_name
-from medadv.training import RECIPES
+from medadv.training import RECIPES, Recipe
 
 SUITES = resources.files("medadv.benchmarks") / "suites"
 
@@ -48,6 +49,18 @@ class TrainingSpec(_Strict):
             raise unknown_name("training recipe", recipe, RECIPES)
         return recipe
 
+    @model_validator(mode="after")
+    def _buildable(self) -> TrainingSpec:
+        self.built()
+        return self
+
+    def built(self) -> Recipe:
+        """The recipe with its options."""
+        try:
+            return RECIPES[self.recipe](**self.options)
+        except TypeError as error:
+            raise ValueError(f"training recipe {self.recipe!r} can't be built with {self.options}: {error}") from None
+
 
 class AttackSpec(_Strict):
     """An attack of the catalogue with its options."""
@@ -62,6 +75,14 @@ class AttackSpec(_Strict):
             raise unknown_name("attack", name, CATALOGUE)
         return name
 
+    @model_validator(mode="after")
+    def _accepted(self) -> AttackSpec:
+        try:
+            CATALOGUE[self.name].check_options({k: v for k, v in self.options.items() if k not in COMMON_OPTIONS})
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return self
+
 
 class TaskSpec(_Strict):
     """Data, the models trained on them, and the attacks they have to stand."""
@@ -75,6 +96,17 @@ class TaskSpec(_Strict):
     attacks: list[AttackSpec] = Field(min_length=1)
     batch_size: int = Field(32, ge=1)
     train_seeds: list[int] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _warm_starts_exist(self) -> TaskSpec:
+        done: list[str] = []
+        for name, training in self.trainings.items():
+            if training.warm_start is not None and training.warm_start not in done:
+                raise ValueError(
+                    f"training {name!r} starts from {training.warm_start!r}, which does not come before it."
+                )
+            done.append(name)
+        return self
 
 
 class Suite(_Strict):

@@ -50,7 +50,7 @@ def monotone(eps: Sequence[float], scores: Sequence[float], tolerance: float = M
 
 
 def zero_gradients(victim: Victim, x: Tensor, target: Tensor, valid: Tensor) -> Finding:
-    """Share of cases-and-voxels whose input gradient is exactly zero: a sign of quantisation, saturation or a cut graph.
+    """Share of voxels whose input gradient is exactly zero: a sign of quantisation, saturation or a cut graph.
 
     Args:
         victim: the model.

@@ -156,9 +156,9 @@ class Intensity:
         if match := _FRACTION.match(text):
             if self.unit and self.window is None:
                 raise ValueError(
-                    f"eps={text!r} is a fraction, but the data are in {self.unit} without a window and a fraction of the "
-                    f"full range {self.low} to {self.high} is rarely meant; give Intensity(..., window=(low, high)) or "
-                    f"eps in {self.unit}."
+                    f"eps={text!r} is a fraction, but the data are in {self.unit} without a window and a fraction of "
+                    f"the full range {self.low} to {self.high} is rarely meant; give Intensity(..., window=(low, high)) "
+                    f"or eps in {self.unit}."
                 )
             over, under = float(match[1]), float(match[2])
             if under <= 0:
@@ -196,7 +196,8 @@ class Intensity:
         """
         if len(self.lows) not in (1, x.shape[1]):
             raise ValueError(
-                f"images have {x.shape[1]} channels, the intensity range has {len(self.lows)}; give one each or one for all."
+                f"images have {x.shape[1]} channels, the intensity range has {len(self.lows)}; give one each or "
+                "one for all."
             )
         if not bool(torch.isfinite(x).all()):
             raise ValueError("images hold NaN or infinite values; replace them before the model sees them.")

@@ -1,8 +1,9 @@
 """What the attacker maximises: one number per case.
 
-Every objective is ``objective(output, target, valid=..., progress=...) -> (N,)`` on logits ``(N, C, *S)`` and a canonical
-target. Untargeted, it grows as the diagnosis leaves the reference; targeted, as it nears the target. Means run over the
-valid voxels (or labels) of each case, never over a batch. Weights that depend on the prediction are detached.
+Every objective is ``objective(output, target, valid=..., progress=...) -> (N,)`` on logits ``(N, C, *S)`` and a
+canonical target. Untargeted, it grows as the diagnosis leaves the reference; targeted, as it nears the target. Means
+run over the valid voxels (or labels) of each case, never over a batch. Weights that depend on the prediction are
+detached.
 ``progress`` in [0, 1) is the share of the search that is over.
 """
 
@@ -45,7 +46,7 @@ class Objective(ABC):
         """Logits ``(N, C, *S)``, canonical target and validity -> ``(N,)``."""
 
     def monitor(self, segments: bool) -> Objective:
-        """A fixed objective that ranks iterates: itself, or where it is scheduled soft Dice (voxels) or cross-entropy."""
+        """A fixed objective that ranks iterates: itself; where it is scheduled, soft Dice (voxels) or cross-entropy."""
         if not self.scheduled:
             return self
         fixed = SoftDice if segments else CrossEntropy
@@ -220,7 +221,7 @@ class CosPGD(Objective):
 
 
 class MaskedCrossEntropy(Objective):
-    """Cross-entropy over the voxels still right (targeted: not yet as wanted), one of SEA's losses (arXiv 2306.12941)."""
+    """Cross-entropy over the voxels still right (targeted: not yet as wanted), a loss of SEA (arXiv 2306.12941)."""
 
     scheduled = True
 

@@ -42,9 +42,10 @@ class CaseRandom:
         return torch.stack(draws).to(like.device)
 
 
-def per_case(values: Tensor | float, like: Tensor) -> Tensor | float:
-    """A number per case ``(N,)`` shaped to broadcast against ``like`` ``(N, ...)``."""
-    return values.view(-1, *[1] * (like.ndim - 1)) if isinstance(values, Tensor) else values
+def per_case(values: Tensor | float, like: Tensor) -> Tensor:
+    """One number, or one per case ``(N,)``, shaped to broadcast against ``like`` ``(N, ...)``."""
+    given = values if isinstance(values, Tensor) else torch.tensor(values, dtype=like.dtype, device=like.device)
+    return given.view(-1, *[1] * (like.ndim - 1))
 
 
 def case_norm(values: Tensor, order: float = 2) -> Tensor:

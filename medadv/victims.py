@@ -45,7 +45,6 @@ class Victim(Protocol):
     Attributes:
         decision: how its logits become a diagnosis.
         intensity: range and unit of its input.
-        device: where its parameters are.
         deterministic: False if the same input may give another output.
         passes: counts what ran.
         segments: True if it has one diagnosis per voxel.
@@ -53,10 +52,14 @@ class Victim(Protocol):
 
     decision: Decision
     intensity: Intensity
-    device: torch.device
     deterministic: bool
     passes: Passes
     segments: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        ...
 
     def logits(self, x: Tensor) -> Tensor:
         """Images ``(N, C_in, *S_in)`` -> logits ``(N, C, *S)``, without a graph."""

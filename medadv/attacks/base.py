@@ -118,7 +118,8 @@ class FrameworkAttack(EvasionAttack):
         self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
-                f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; use 'ce' or 'margin'."
+                f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
+                "use 'ce' or 'margin'."
             )
         if self.keep not in KEEP:
             raise ValueError(f"keep={self.keep!r} is unknown; choose one of {', '.join(map(repr, KEEP))}.")
@@ -128,7 +129,8 @@ class FrameworkAttack(EvasionAttack):
                 raise ValueError(f"{option}={value!r} must be a whole number of at least {least}.")
         if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
             raise ValueError(
-                "keep='last' has one end point and can't use several random starts; set num_random_init=1 or keep='score'."
+                "keep='last' has one end point and can't use several random starts; set num_random_init=1 or "
+                "keep='score'."
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise ValueError(f"seed={self.seed!r} must be a whole number.")
@@ -194,8 +196,8 @@ class FrameworkAttack(EvasionAttack):
         self.passes = self.victim.passes - before
         if undirected:
             warnings.warn(
-                f"{self.name}: the gradient of {len(undirected)} of {len(plain)} cases was NaN or infinite, so they did "
-                f"not move there and only look robust: {', '.join(map(str, undirected[:10]))}.",
+                f"{self.name}: the gradient of {len(undirected)} of {len(plain)} cases was NaN or infinite, so they "
+                f"did not move there and only look robust: {', '.join(map(str, undirected[:10]))}.",
                 stacklevel=2,
             )
         if type(x) is Tensor:
@@ -256,6 +258,7 @@ def _region(mask: Any, x: Tensor) -> Tensor:
     fits = tensor.ndim == x.ndim and all(m in (1, s) for m, s in zip(tensor.shape, x.shape, strict=True))
     if not fits:
         raise ValueError(
-            f"mask has shape {tuple(tensor.shape)}, the images {tuple(x.shape)}; give (N, C, *S), with 1 where it is shared."
+            f"mask has shape {tuple(tensor.shape)}, the images {tuple(x.shape)}; give (N, C, *S), with 1 where it is "
+            "shared."
         )
     return tensor.to(torch.bool).expand(x.shape)

@@ -47,7 +47,8 @@ def _apgd(name: str, summary: str, objective: str, reference: str = "2003.01690"
 _ROWS = (
     Recipe("noise", "uniform noise in the ball, the baseline every attack must beat", "ce", _noise, "random draw",
            "baseline", {"num_random_init": 1}, keep="last", access="none", directed=False),
-    Recipe("fgsm", "one step along the gradient", "ce", _single_step, "single step", "1412.6572", fixed_objective=False),
+    Recipe("fgsm", "one step along the gradient", "ce", _single_step, "single step", "1412.6572",
+           fixed_objective=False),
     _pgd("pgd", "projected gradient steps on any objective", "ce", "1706.06083", fixed_objective=False),
     _pgd("mi-fgsm", "projected steps with momentum", "ce", "1710.06081", search_name="momentum steps",
          options={**_PGD, "max_iter": 10, "num_random_init": 0, "decay": 1.0}, fixed_objective=False),
@@ -74,8 +75,8 @@ def create(name: str, estimator: Any, *, eps: float | str, **options: Any) -> Fr
         **options: see :class:`FrameworkAttack`; the catalogue lists what each attack accepts.
 
     Raises:
-        ValueError: an unknown name (the nearest are given), a budget that can't be read, an attack that is not right for
-            the model.
+        ValueError: an unknown name (the nearest are given), a budget that can't be read, an attack that is not right
+            for the model.
         TypeError: an option the attack does not have, or an estimator that can't be attacked.
 
     Example:
