@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from medadv.adapters.heads import Head, head_for, logits_of
 from monai.inferers import Inferer
 from monai.transforms import Transform
 from torch import Tensor, nn
+
+from medadv.adapters.heads import Head, head_for, logits_of
 
 
 class DeployedModel(nn.Module):
@@ -56,8 +57,10 @@ class DeployedModel(nn.Module):
         if self.input_transform is None:
             return x
         if isinstance(self.input_transform, Transform):
-            return torch.stack([torch.as_tensor(self.input_transform(case)).as_subclass(Tensor) for case in x])
-        return self.input_transform(x)
+            z = torch.stack([torch.as_tensor(self.input_transform(case)).as_subclass(Tensor) for case in x])
+        else:
+            z = self.input_transform(x)
+        return z.to(x.dtype)  # MONAI's transforms give float32 whatever the network computes in
 
     def _logits(self, z: Tensor) -> Tensor:
         spatial = tuple(z.shape[2:]) if self.segments else ()

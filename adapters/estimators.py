@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,13 +11,19 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.pytorch import PyTorchEstimator
-from medadv.adapters.deployed import DeployedModel, TwoClassView
-from medadv.adapters.heads import Head
-from medadv.adapters.views import DiceMarginView, LabelsMarginView, OneLabelView
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medadv.decisions import Decision, Multiclass, Multilabel
+from medadv.adapters.deployed import DeployedModel, TwoClassView
+from medadv.adapters.heads import Head
+from medadv.adapters.views import (
+    DiceMarginView,
+    LabelsMarginView,
+    OneLabelView,
+    QueryView,
+    cross_entropy_of_probabilities,
+)
+from medadv.decisions import Decision, Multiclass, Multilabel, as_plain_tensor
 from medadv.intensities import Intensity
 from medadv.objectives import LossObjective, Objective, make_objective
 from medadv.training import train
@@ -42,6 +49,7 @@ class MonaiEstimator(PyTorchEstimator):
     segments: bool
     loss_objective: Objective
     _optimizer: torch.optim.Optimizer | None
+    _range_tolerance = _RANGE_TOLERANCE
 
     @property
     def network(self) -> nn.Module:
@@ -84,7 +92,7 @@ class MonaiEstimator(PyTorchEstimator):
         return logits.to(torch.float32).cpu().numpy()
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
-        """Gradient of the loss to the images, summed over cases, so that no case changes another's; no weight gradients.
+        """Gradient of the summed loss to the images, so that no case changes another's; no weight gradients.
 
         Args:
             x: images ``(N, C, *S)``, array or tensor.
@@ -162,10 +170,12 @@ class MonaiEstimator(PyTorchEstimator):
             batch_size: images per forward pass.
             framework: True returns a tensor with its graph.
         """
-        name = self.layer_names[layer] if isinstance(layer, int) else layer
-        if name not in self.layer_names:
+        names = self.layer_names
+        known = -len(names) <= layer < len(names) if isinstance(layer, int) else layer in names
+        if not known:
             raise ValueError(f"layer {layer!r} is unknown; see layer_names.")
-        seen: list[Tensor] = []
+        name = names[layer] if isinstance(layer, int) else layer
+        seen: list[Any] = []
         hook = self.network.get_submodule(name).register_forward_hook(
             lambda module, inputs, output: seen.append(output)
         )
@@ -173,12 +183,25 @@ class MonaiEstimator(PyTorchEstimator):
         try:
             with left_as_found(self.model), torch.set_grad_enabled(framework):
                 self.model.eval()
+                # a graph that leads to the weights would leave gradients there once ART runs backward()
+                self.model.requires_grad_(False)
                 for part in [images] if framework else images.split(batch_size):
+                    before = len(seen)
                     self.model(part)
+                    self._check_activation(name, seen[before:], len(part))
         finally:
             hook.remove()
-        activations = torch.cat(seen)
+        activations = torch.cat(seen).as_subclass(Tensor)
         return activations if framework else activations.cpu().numpy()
+
+    @staticmethod
+    def _check_activation(name: str, outputs: list[Any], cases: int) -> None:
+        if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or len(outputs[0]) != cases:
+            found = ", ".join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in outputs)
+            raise ValueError(
+                f"layer {name!r} gave {found or 'nothing'} for {cases} images; choose a layer that runs once per image "
+                "and returns a tensor (windows of a sliding-window inferer have no activations of the whole image)."
+            )
 
     def _images(self, x: Any) -> Tensor:
         """Checked images on the model's device, in the network's precision."""
@@ -189,12 +212,23 @@ class MonaiEstimator(PyTorchEstimator):
         if not images.is_floating_point():
             raise ValueError(f"images have dtype {images.dtype}; convert them to float32 and keep their units.")
         images = images.to(self._device, next(self.model.parameters()).dtype)
-        self.intensity.check(images, tolerance=_RANGE_TOLERANCE)
+        self.intensity.check(images, tolerance=self._range_tolerance)
         return images
 
     def _reference(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         spatial = tuple(images.shape[2:]) if self.segments else ()
-        return self.decision.canonical_or_logits(y, spatial, device=self._device)
+        values = as_plain_tensor(y)
+        if isinstance(self.decision, Multilabel) and values.is_floating_point():
+            ambiguous = bool(((values >= 0) & (values <= 1)).all()) and bool((values != values.round()).any())
+            if ambiguous:  # as logits, probabilities would all count as labels that are given
+                raise ValueError(
+                    "the reference holds fractions between 0 and 1, which may be probabilities or logits; give labels "
+                    "of 0 and 1."
+                )
+        target, valid = self.decision.canonical_or_logits(values, spatial, device=self._device)
+        if len(target) != len(images):
+            raise ValueError(f"{len(target)} references for {len(images)} images; give one per case.")
+        return target, valid
 
     def _describe(self, decision: Decision, intensity: Intensity, loss: Any, default: str, *, segments: bool) -> None:
         self.decision = decision
@@ -232,8 +266,8 @@ def _check_input_shape(input_shape: tuple[int, ...]) -> None:
 class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
     """An image-level network with exclusive classes, as ART's ``PyTorchClassifier``: all of ART's attacks accept it.
 
-    A one-logit network is declared by ``decision=Multilabel(1)`` and shown as two classes ``[0, z - logit(threshold)]``;
-    its decision is then ``Multiclass(2)``.
+    A one-logit network is declared by ``decision=Multilabel(1)`` and shown as two classes
+    ``[0, z - logit(threshold)]``; its decision is then ``Multiclass(2)``.
 
     Args:
         network: images ``(N, C, *S)`` -> logits ``(N, num_classes)`` (tensor, list, tuple or dict).
@@ -338,6 +372,8 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
             wanted = [torch.full((len(images),), c, device=self._device) for c in range(self.nb_classes)]
         else:
             labels = np.broadcast_to(np.asarray(label), (len(images),)).astype(np.int64)
+            if labels.min() < 0 or labels.max() >= self.nb_classes:
+                raise ValueError(f"label={label} is no class; give numbers from 0 to {self.nb_classes - 1}.")
             wanted = [torch.from_numpy(labels.copy()).to(self._device)]
         leaf = images.detach().requires_grad_()
         with left_as_found(self.model), torch.enable_grad():
@@ -349,12 +385,43 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
             ]
         return torch.stack(grads, 1).cpu().numpy()
 
+    def as_classifier(self, *, probabilities: bool = False, saturate: bool = False) -> MonaiClassifier:
+        """The same model for those of ART's attacks that ask for more than logits of valid images.
+
+        Args:
+            probabilities: softmax at the end, for SimBA and NewtonFool. Gradient attacks are better run on logits.
+            saturate: images outside the range are not refused but read as if cut off at its ends, as a file would store
+                them; for UniversalPerturbation, NewtonFool and ZOO, which evaluate such images on their way.
+        """
+        view = MonaiClassifier(
+            QueryView(self.model, self.intensity, probabilities=probabilities, saturate=saturate),
+            self.input_shape,
+            decision=self.decision,
+            intensity=self.intensity,
+            loss=cross_entropy_of_probabilities if probabilities else self._loss,
+            device=self._device,
+        )
+        if saturate:
+            view._range_tolerance = math.inf
+        return view
+
+    def __getstate__(self) -> dict[str, Any]:
+        # ART's own writes the weights to a file in its data folder and can restore them on this machine only
+        state = self.__dict__.copy()
+        state["_model"] = self.model
+        state.pop("_model_wrapper", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model = self._make_model_wrapper(state["_model"])
+
 
 class DenseEstimator(MonaiEstimator):
     """What multi-label classifiers and segmenters share: ART estimators that are not ART classifiers.
 
-    With ``ClassifierMixin`` ART's DeepFool, CarliniL2 and APGD would run on their targets without an error, and wrongly;
-    :meth:`as_classifier` gives those attacks a view that is right.
+    With ``ClassifierMixin`` ART's DeepFool, CarliniL2 and APGD would run on their targets without an error, and
+    wrongly; :meth:`as_classifier` gives those attacks a view that is right.
     """
 
     estimator_params = [*PyTorchEstimator.estimator_params, "input_shape"]
@@ -406,10 +473,13 @@ class DenseEstimator(MonaiEstimator):
         """The loss given by the user, or medadv's default."""
         return self.loss_objective.loss if isinstance(self.loss_objective, LossObjective) else self.loss_objective
 
-    def _as_two_classes(self, view: nn.Module) -> MonaiClassifier:
-        return MonaiClassifier(
+    def _as_two_classes(self, view: nn.Module, *, probabilities: bool, saturate: bool) -> MonaiClassifier:
+        classifier = MonaiClassifier(
             view, self.input_shape, decision=Multiclass(2), intensity=self.intensity, device=self._device
         )
+        if probabilities or saturate:
+            return classifier.as_classifier(probabilities=probabilities, saturate=saturate)
+        return classifier
 
 
 class MonaiMultilabelClassifier(DenseEstimator):
@@ -443,15 +513,15 @@ class MonaiMultilabelClassifier(DenseEstimator):
         super().__init__(network, input_shape, decision=decision, segments=False, **kwargs)
 
     def as_classifier(
-        self, *, label: int | None = None, reference: Any = None, probabilities: bool = False
+        self, *, label: int | None = None, reference: Any = None, probabilities: bool = False, saturate: bool = False
     ) -> MonaiClassifier:
         """A two-class view for ART's classifier attacks.
 
         Args:
             label: one label: class 1 where it is given, 0 where not.
-            reference: the labels of one image ``(num_labels,)`` or ``(1, num_labels)``: class 0 while all labels are as in
-                it, class 1 once one differs.
-            probabilities: softmax at the end, for ART's SimBA.
+            reference: the labels of one image ``(num_labels,)`` or ``(1, num_labels)``: class 0 while all labels are
+                as in it, class 1 once one differs.
+            probabilities, saturate: as in :meth:`MonaiClassifier.as_classifier`.
 
         Raises:
             ValueError: not exactly one of the two, or a label that does not exist.
@@ -463,9 +533,11 @@ class MonaiMultilabelClassifier(DenseEstimator):
         if label is not None:
             if not 0 <= label < decision.num_labels:
                 raise ValueError(f"label={label} does not exist; give 0 to {decision.num_labels - 1}.")
-            return self._as_two_classes(OneLabelView(self.model, decision, label, probabilities=probabilities))
-        target, _ = decision.canonical(np.asarray(reference).reshape(1, -1), device=self._device)
-        return self._as_two_classes(LabelsMarginView(self.model, decision, target, probabilities=probabilities))
+            view: nn.Module = OneLabelView(self.model, decision, label)
+        else:
+            target, _ = decision.canonical(np.asarray(reference).reshape(1, -1), device=self._device)
+            view = LabelsMarginView(self.model, decision, target)
+        return self._as_two_classes(view, probabilities=probabilities, saturate=saturate)
 
 
 class MonaiSegmenter(SegmenterMixin, DenseEstimator):
@@ -495,7 +567,13 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         super().__init__(network, input_shape, decision=decision, segments=True, **kwargs)
 
     def as_classifier(
-        self, *, reference: Any, label: int | None = None, threshold: float = 0.5, probabilities: bool = False
+        self,
+        *,
+        reference: Any,
+        label: int | None = None,
+        threshold: float = 0.5,
+        probabilities: bool = False,
+        saturate: bool = False,
     ) -> MonaiClassifier:
         """A two-class view of one case for ART's classifier attacks: class 0 while it is segmented well, 1 once broken.
 
@@ -503,7 +581,7 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
             reference: the mask of one case, in any usual form.
             label: Dice of this class only; default: all foreground classes in the reference.
             threshold: hard Dice below which the case counts as broken.
-            probabilities: softmax at the end, for ART's SimBA.
+            probabilities, saturate: as in :meth:`MonaiClassifier.as_classifier`.
 
         Raises:
             ValueError: more than one case, a label without a voxel in the reference, or a threshold outside (0, 1].
@@ -522,5 +600,5 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
             raise ValueError(
                 "the reference has no voxel of what is to be scored; a negative case has no Dice to break."
             )
-        view = DiceMarginView(self.model, decision, target, valid, threshold=threshold, probabilities=probabilities)
-        return self._as_two_classes(view)
+        view = DiceMarginView(self.model, decision, target, valid, threshold=threshold)
+        return self._as_two_classes(view, probabilities=probabilities, saturate=saturate)

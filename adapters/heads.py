@@ -1,7 +1,7 @@
 """What networks return, brought to one tensor of logits ``(N, C, *S)``.
 
-MONAI's networks return tensors, but also lists (BasicUNetPlusPlus, also in eval mode), tuples (ViT with a classification
-head, SegResNetVAE in training), stacks of deep-supervision outputs (DynUNet in training) and dicts (HoVerNet).
+MONAI's networks return tensors, but also lists (BasicUNetPlusPlus, also in eval mode), tuples (ViT with a
+classification head, SegResNetVAE), stacks of deep-supervision outputs (DynUNet in training) and dicts (HoVerNet).
 """
 
 from __future__ import annotations
@@ -49,16 +49,21 @@ def logits_of(output: Any, channels: int, spatial: tuple[int, ...], head: Head =
         return _require(head(output), channels, spatial)
     if isinstance(output, Tensor):
         return _require(_finest_of_stack(output, channels, spatial), channels, spatial)
-    if head is not None:
-        return _require(output[head], channels, spatial)
     entries = _tensors(output)
+    if head is not None:
+        try:
+            entry = output[head]
+        except (LookupError, TypeError):
+            raise ValueError(
+                f"head={head!r} picks nothing from the network's output, which holds {_shapes(entries, output)}."
+            ) from None
+        return _require(entry, channels, spatial)
     fitting = {name: fit for name, entry in entries.items() if (fit := _fit(entry, channels, spatial)) is not None}
     if len(fitting) != 1:
-        found = ", ".join(f"{name!r}: {tuple(entry.shape)}" for name, entry in entries.items()) or type(output).__name__
         problem = "several fit" if fitting else "none fits"
         raise ValueError(
-            f"the network returns {found}, of which {problem} logits (N, {channels}, *{spatial}); pass head= with the "
-            "index, the key or a function that picks them."
+            f"the network returns {_shapes(entries, output)}, of which {problem} logits (N, {channels}, *{spatial}); "
+            "pass head= with the index, the key or a function that picks them."
         )
     return next(iter(fitting.values()))
 
@@ -69,6 +74,10 @@ def _tensors(output: Any) -> dict[Any, Tensor]:
     if isinstance(output, Sequence):
         return {index: value for index, value in enumerate(output) if isinstance(value, Tensor)}
     return {}
+
+
+def _shapes(entries: dict[Any, Tensor], output: Any) -> str:
+    return ", ".join(f"{name!r}: {tuple(entry.shape)}" for name, entry in entries.items()) or type(output).__name__
 
 
 def _finest_of_stack(output: Tensor, channels: int, spatial: tuple[int, ...]) -> Tensor:

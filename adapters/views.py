@@ -1,34 +1,37 @@
-"""Honest two-class views, so that ART's classifier attacks can be run on segmenters and multi-label models."""
+"""Honest views of models, so that ART's classifier attacks can be run on them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medadv.decisions import Decision, Multilabel
+from medadv.intensities import Intensity
 from medadv.objectives import SoftDice
 
 
 class MarginView(nn.Module):
     """Two logits ``[m, -m]``: class 0 while the diagnosis still holds, class 1 once it is broken.
 
-    The sign of m is the hard verdict, its size and its gradient are those of a smooth margin, so that score-based and
-    gradient attacks have something to follow and no attack can claim success that the hard diagnosis does not show.
+    With s a smooth margin and t the ``width``, ``m = scale t softplus(s / t)`` while the diagnosis holds and
+    ``-scale t softplus(-s / t)`` once it is broken. So the sign of m is the hard verdict and no attack can claim a
+    success that the hard diagnosis does not show; m grows with s also where the two disagree, so score-based attacks
+    have something to follow; and a Newton step on m (DeepFool) moves s by at least t, so it can't stall there.
 
     Args:
         model: the deployed model.
         decision: its decision.
         scale: what the margin is multiplied with, so that its softmax is neither flat nor saturated.
+        width: by how much smooth margin and hard verdict may disagree, in units of the margin.
     """
 
-    def __init__(
-        self, model: nn.Module, decision: Decision, *, scale: float = 10.0, probabilities: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, decision: Decision, *, scale: float, width: float) -> None:
         super().__init__()
         self.deployed = model
         self.decision = decision
         self.scale = scale
-        self.probabilities = probabilities
+        self.width = width
 
     @property
     def network(self) -> nn.Module:
@@ -41,11 +44,9 @@ class MarginView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         smooth, holds = self.margin(self.deployed(x))
-        least = 1e-3  # where the two disagree: just on the side of the hard verdict
-        honest = torch.where(holds, smooth.detach().clamp(min=least), smooth.detach().clamp(max=-least))
-        margin = self.scale * (smooth + (honest - smooth).detach())
-        logits = torch.stack([margin, -margin], 1)
-        return logits.softmax(1) if self.probabilities else logits
+        side = torch.where(holds, 1.0, -1.0).to(smooth.dtype)
+        margin = self.scale * side * functional.softplus(side * smooth, beta=1 / self.width)
+        return torch.stack([margin, -margin], 1)
 
 
 class DiceMarginView(MarginView):
@@ -62,9 +63,8 @@ class DiceMarginView(MarginView):
         valid: Tensor,
         *,
         threshold: float,
-        probabilities: bool = False,
     ) -> None:
-        super().__init__(model, decision, probabilities=probabilities)
+        super().__init__(model, decision, scale=10.0, width=0.1)
         self.threshold = threshold
         self.objective = SoftDice(decision)
         self.register_buffer("reference", reference)
@@ -82,10 +82,8 @@ class LabelsMarginView(MarginView):
 
     reference: Tensor
 
-    def __init__(
-        self, model: nn.Module, decision: Multilabel, reference: Tensor, *, probabilities: bool = False
-    ) -> None:
-        super().__init__(model, decision, scale=1.0, probabilities=probabilities)
+    def __init__(self, model: nn.Module, decision: Multilabel, reference: Tensor) -> None:
+        super().__init__(model, decision, scale=1.0, width=1e-3)
         self.register_buffer("reference", reference)
 
     def margin(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,15 +93,49 @@ class LabelsMarginView(MarginView):
         return smooth, (decision.harden(logits) == self.reference).all(1)
 
 
+class QueryView(nn.Module):
+    """A classifier that answers as some of ART's attacks need it.
+
+    Args:
+        model: images -> logits.
+        intensity: range of the images.
+        probabilities: softmax at the end.
+        saturate: values outside the range are read as its ends.
+    """
+
+    def __init__(self, model: nn.Module, intensity: Intensity, *, probabilities: bool, saturate: bool) -> None:
+        super().__init__()
+        self.deployed = model
+        self.intensity = intensity
+        self.probabilities = probabilities
+        self.saturate = saturate
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's network."""
+        return self.deployed.network  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.saturate:
+            low, high = self.intensity.bounds(x)
+            x = torch.maximum(torch.minimum(x, high), low)
+        logits = self.deployed(x)
+        return logits.softmax(1) if self.probabilities else logits
+
+
+def cross_entropy_of_probabilities(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of probabilities ``(N, C)`` to one-hot targets, so that a softmax is not applied twice."""
+    return -(target * output.clamp(min=torch.finfo(output.dtype).tiny).log()).sum(1).mean()
+
+
 class OneLabelView(nn.Module):
     """One label of a multi-label model as two classes ``[0, z - logit(threshold)]``: 0 absent, 1 present."""
 
-    def __init__(self, model: nn.Module, decision: Multilabel, label: int, *, probabilities: bool = False) -> None:
+    def __init__(self, model: nn.Module, decision: Multilabel, label: int) -> None:
         super().__init__()
         self.deployed = model
         self.decision = decision
         self.label = label
-        self.probabilities = probabilities
 
     @property
     def network(self) -> nn.Module:
@@ -113,5 +145,4 @@ class OneLabelView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output = self.deployed(x)
         logit = (output - self.decision.logit_threshold(output))[:, self.label]
-        logits = torch.stack([torch.zeros_like(logit), logit], 1)
-        return logits.softmax(1) if self.probabilities else logits
+        return torch.stack([torch.zeros_like(logit), logit], 1)
