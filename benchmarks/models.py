@@ -9,12 +9,14 @@ from typing import Any
 
 import monai.networks.nets
 import torch
+from monai.transforms import ScaleIntensityRange
 from torch import nn
 
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.suites import ModelSpec
 from medadv.decisions import Multilabel
+from medadv.intensities import Intensity
 from medadv.names import unknown_name
 
 Estimator = MonaiClassifier | MonaiMultilabelClassifier | MonaiSegmenter
@@ -89,13 +91,31 @@ def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: st
     if spec.checkpoint is not None:
         load_checkpoint(network, spec.checkpoint)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings: dict[str, Any] = {"intensity": data.intensity, "device": place}
+    settings: dict[str, Any] = {
+        "intensity": data.intensity,
+        "device": place,
+        "input_transform": window_transform(data.intensity),
+    }
     shape = tuple(int(s) for s in data.test.x.shape[1:])
     if data.task == "segmentation":
         return MonaiSegmenter(network, shape, decision=data.decision, **settings)
     if isinstance(data.decision, Multilabel) and data.decision.num_labels > 1:
         return MonaiMultilabelClassifier(network, shape, decision=data.decision, **settings)
     return MonaiClassifier(network, shape, decision=data.decision, **settings)
+
+
+def window_transform(intensity: Intensity) -> ScaleIntensityRange | None:
+    """The model's own windowing: stored values -> [0, 1], cut off at the window; None where they are that already.
+
+    Example:
+        >>> import torch
+        >>> window_transform(Intensity(-1024, 3071, unit="HU", window=(-175, 250)))(torch.tensor([-1000.0, 37.5]))
+        tensor([0.0000, 0.5000])
+    """
+    low, high = intensity.window or (min(intensity.lows), max(intensity.highs))
+    if (low, high) == (0.0, 1.0):
+        return None
+    return ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
 
 
 def weights_sha256(network: nn.Module) -> str:

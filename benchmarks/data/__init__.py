@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from medadv.benchmarks.data.base import SPLITS, Cases, Dataset
 from medadv.benchmarks.data.embedded import NAMES, load_embedded
 from medadv.benchmarks.data.folder import load_folder
 from medadv.benchmarks.data.medmnist import load_medmnist
+from medadv.names import unknown_name
 
 __all__ = ["SPLITS", "Cases", "Dataset", "load", "names"]
 
@@ -116,6 +116,5 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, **opt
     if loader is None and name.startswith("medmnist/"):
         loader = partial(load_medmnist, name.removeprefix("medmnist/"))
     if loader is None:
-        near = difflib.get_close_matches(name, _LOADERS, n=3, cutoff=0.4) or list(_LOADERS)
-        raise ValueError(f"there is no data set {name!r}; did you mean {', '.join(near)}?")
+        raise unknown_name("data set", name, _LOADERS)
     return loader(seed=seed, data_root=data_root, **options)

@@ -78,6 +78,8 @@ def train(
     for name, value in (("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
+    if flip_axis is not None and not 0 <= flip_axis < x.ndim - 2:
+        raise ValueError(f"flip_axis={flip_axis} is no spatial axis; give 0 to {x.ndim - 3}.")
     target, valid = estimator.decision.canonical(
         y, tuple(x.shape[2:]) if estimator.segments else (), device=estimator.device
     )
