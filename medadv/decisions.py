@@ -233,7 +233,7 @@ class Multiclass(Decision):
         return 1
 
     def harden(self, logits: Tensor) -> Tensor:
-        return logits.argmax(1)
+        return logits.max(1).indices  # on a CPU many times faster than argmax along the channels
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
