@@ -29,6 +29,16 @@ def as_plain_tensor(value: Any) -> Tensor:
     return torch.as_tensor(np.asarray(value))
 
 
+def select_channels(values: Tensor, channels: Sequence[int]) -> Tensor:
+    """``values[:, channels]``, without a copy where they are neighbours; a shared single channel stays."""
+    if values.shape[1] == 1:
+        return values
+    first, count = channels[0], len(channels)
+    if tuple(channels) == tuple(range(first, first + count)):
+        return values.narrow(1, first, count)
+    return values[:, list(channels)]
+
+
 class Decision(ABC):
     """The rule that turns logits into a diagnosis and scores it against a reference."""
 
@@ -58,8 +68,8 @@ class Decision(ABC):
         """Logits ``(N, C, *S)`` -> probabilities of the same shape (softmax over classes, or a sigmoid per label)."""
 
     @abstractmethod
-    def one_hot(self, target: Tensor) -> Tensor:
-        """Canonical target -> bool ``(N, C, *S)``."""
+    def one_hot(self, target: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """Canonical target -> bool ``(N, C, *S)``, of the given channels only or of all."""
 
     @abstractmethod
     def voxelwise(self, valid: Tensor) -> Tensor:
@@ -143,10 +153,10 @@ class Decision(ABC):
     def score_hard(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """:meth:`score` of a diagnosis that is hard already (canonical form)."""
         if target.ndim > self._image_ndim:
-            hard, reference = self.one_hot(prediction), self.one_hot(target)
-            mask = self.voxelwise(valid)
             channels = tuple(range(self.channels)) if self.empty == "monai" else self.foreground
-            return mean_dice((hard & mask)[:, channels], (reference & mask)[:, channels], empty=self.empty)
+            mask = select_channels(self.voxelwise(valid), channels)
+            hard, reference = (self.one_hot(labels, channels) & mask for labels in (prediction, target))
+            return mean_dice(hard, reference, empty=self.empty)
         correct = (
             ((prediction == target) & valid).flatten(1)
             if target.ndim > 1
@@ -238,8 +248,9 @@ class Multiclass(Decision):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
 
-    def one_hot(self, target: Tensor) -> Tensor:
-        classes = torch.arange(self.num_classes, device=target.device)
+    def one_hot(self, target: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        wanted = range(self.num_classes) if channels is None else channels
+        classes = torch.tensor(list(wanted), dtype=target.dtype, device=target.device)
         return target[:, None] == classes.view(1, -1, *[1] * (target.ndim - 1))
 
     def voxelwise(self, valid: Tensor) -> Tensor:
@@ -352,8 +363,8 @@ class Multilabel(Decision):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def one_hot(self, target: Tensor) -> Tensor:
-        return target == 1
+    def one_hot(self, target: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        return (target if channels is None else select_channels(target, channels)) == 1
 
     def voxelwise(self, valid: Tensor) -> Tensor:
         return valid

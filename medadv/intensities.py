@@ -157,8 +157,8 @@ class Intensity:
             if self.unit and self.window is None:
                 raise ValueError(
                     f"eps={text!r} is a fraction, but the data are in {self.unit} without a window and a fraction of "
-                    f"the full range {self.low} to {self.high} is rarely meant; give Intensity(..., window=(low, high)) "
-                    f"or eps in {self.unit}."
+                    f"the full range {self.low} to {self.high} is rarely meant; give Intensity(..., window=(low, "
+                    f"high)) or eps in {self.unit}."
                 )
             over, under = float(match[1]), float(match[2])
             if under <= 0:

@@ -31,9 +31,9 @@ def dice_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
         tensor([[0.5000]])
     """
     overlap = (prediction & reference).flatten(2).sum(2)
-    sizes = prediction.flatten(2).sum(2) + reference.flatten(2).sum(2)
-    present = reference.flatten(2).any(2)
-    return torch.where(present, 2 * overlap / sizes.clamp(min=1), torch.nan)
+    size = reference.flatten(2).sum(2)
+    both = prediction.flatten(2).sum(2) + size
+    return torch.where(size > 0, 2 * overlap / both.clamp(min=1), torch.nan)
 
 
 def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medadv.decisions import Decision, Multiclass, Multilabel
+from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.names import unknown_name
 
 
@@ -157,15 +157,13 @@ class SoftDice(Objective):
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         channels = self.decision.foreground
-        mask = self.decision.voxelwise(valid)
-        p = (self.decision.probabilities(output) * mask)[:, channels].flatten(2)
-        y = (self.decision.one_hot(target) & mask)[:, channels].flatten(2)
-        present = y.any(2)
-        size = y.sum(2)
-        dice = 2 * (p * y).sum(2) / (p.sum(2) + size).clamp(min=torch.finfo(p.dtype).tiny)
-        claimed = p.sum(2) / mask.expand(-1, self.decision.channels, *mask.shape[2:])[:, channels].flatten(2).sum(
-            2
-        ).clamp(min=1)
+        mask = select_channels(self.decision.voxelwise(valid), channels)
+        p = (select_channels(self.decision.probabilities(output), channels) * mask).flatten(2)
+        y = (self.decision.one_hot(target, channels) & mask).flatten(2)
+        size, mass = y.sum(2), p.sum(2)
+        present = size > 0
+        dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
+        claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
         missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
         invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
         return self.sign * (missed + invented)

@@ -119,6 +119,7 @@ class LpBall(Threat):
             weights = weights.view(1, -1, *[1] * (x.ndim - 2))
             self.weights, self.reach = weights.to(x.dtype), budget.eps * weights
         self.lower, self.upper = self._box()
+        self.least, self.most = self.lower - x, self.upper - x
 
     def _box(self) -> tuple[Tensor, Tensor]:
         """Bounds of the image: what the range, the grid and the mask leave of the ball's bounding box."""
@@ -170,7 +171,7 @@ class LInfBall(LpBall):
         return theta + per_case(step, theta) * self.weights * grad.sign()
 
     def project(self, theta: Tensor) -> Tensor:
-        return theta.clamp(self.lower - self.x, self.upper - self.x)
+        return theta.clamp(self.least, self.most)
 
     def _in_ball(self, x_adv: Tensor) -> Tensor:
         return torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)  # the box is the ball
@@ -208,7 +209,7 @@ class L2Ball(LpBall):
 
         Clipping after scaling would give a point of both that is not the nearest.
         """
-        low, high = (self.lower - self.x) / self.weights, (self.upper - self.x) / self.weights
+        low, high = self.least / self.weights, self.most / self.weights
         v = theta / self.weights
         inside = v.clamp(low, high)
         far = case_norm(inside.to(torch.float64)) > self._reached

@@ -170,8 +170,9 @@ def _read_table(root: Path, given: FolderOptions) -> pd.DataFrame:
 
 def _inside(root: Path, folder: str, cell: str) -> Path:
     """``root/folder/cell``, refused where the text leads out of ``root``: a table is data, not a licence to read."""
-    base = Path(os.path.abspath(root))
-    path = Path(os.path.abspath(base / folder / cell))
+    # not resolve(): a data root may hold links to where the files are
+    base = Path(os.path.normpath(Path(root).absolute()))
+    path = Path(os.path.normpath(base / folder / cell))
     if not path.is_relative_to(base):
         raise ValueError(f"path {cell!r} leads out of {base}; give paths inside data_root.")
     return path
