@@ -131,6 +131,5 @@ def _any_foreground(result: Evaluation, hard: np.ndarray) -> np.ndarray:
     """Union of all foreground classes of one case, ``S``."""
     decision = result.data.decision
     if decision.exclusive:
-        found: np.ndarray = np.asarray(np.isin(hard, decision.foreground))
-        return found
-    return hard.astype(bool).any(0)
+        return np.isin(hard, decision.foreground)
+    return np.asarray(hard.astype(bool).any(0))
