@@ -14,6 +14,7 @@ from art.estimators.pytorch import PyTorchEstimator
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from medadv.adapters.base import LossFunction, MonaiEstimator, check_input_shape, clip_values_of, device_of
 from medadv.adapters.deployed import DeployedModel, TwoClassView
 from medadv.adapters.heads import Head
 from medadv.adapters.views import (
@@ -23,244 +24,10 @@ from medadv.adapters.views import (
     QueryView,
     cross_entropy_of_probabilities,
 )
-from medadv.decisions import Decision, Multiclass, Multilabel, as_plain_tensor
+from medadv.decisions import Decision, Multiclass, Multilabel
 from medadv.intensities import Intensity
-from medadv.objectives import LossObjective, Objective, make_objective
-from medadv.training import train
-from medadv.victims import ModuleVictim, SegmenterMixin, left_as_found
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-# ART's attacks overshoot their box by rounding; a z-scored image misses it by far more
-_RANGE_TOLERANCE = 1e-3
-
-
-class MonaiEstimator(PyTorchEstimator):
-    """What all estimators share: the deployed model with its decision and intensity, gradients to the input alone.
-
-    Attributes:
-        decision: how logits become a diagnosis.
-        intensity: range and unit of the images.
-        segments: True if there is one diagnosis per voxel.
-    """
-
-    decision: Decision
-    intensity: Intensity
-    segments: bool
-    loss_objective: Objective
-    _optimizer: torch.optim.Optimizer | None
-    _range_tolerance = _RANGE_TOLERANCE
-
-    @property
-    def network(self) -> nn.Module:
-        """The user's network, as it was given."""
-        return self.model.network
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self._device
-
-    def victim(self) -> ModuleVictim:
-        """The model as medadv's attacks see it, with a pass counter of its own."""
-        return ModuleVictim(self.model, self.decision, self.intensity, segments=self.segments)
-
-    def check_image_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuses images of another rank or number of channels than ``input_shape``."""
-        if len(shape) != len(self.input_shape) + 1 or shape[1] != self.input_shape[0]:
-            raise ValueError(
-                f"images have shape {shape}; this model takes (N, {self.input_shape[0]}, *S) with "
-                f"{len(self.input_shape) - 1} spatial dimensions."
-            )
-
-    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
-        """Logits of images.
-
-        Args:
-            x: images ``(N, C, *S)`` in the units of :attr:`intensity`; float64 is cast to the network's precision.
-            batch_size: images per forward pass.
-            training_mode: True runs batch norm and dropout as in training.
-
-        Returns:
-            Logits ``(N, C, *S)``, float32.
-        """
-        images = self._images(x)
-        victim = self.victim()
-        with left_as_found(self.model):
-            self.model.train(training_mode)
-            logits = torch.cat([victim.logits(part) for part in images.split(batch_size)])
-        return logits.to(torch.float32).cpu().numpy()
-
-    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
-        """Gradient of the summed loss to the images, so that no case changes another's; no weight gradients.
-
-        Args:
-            x: images ``(N, C, *S)``, array or tensor.
-            y: reference in any usual form, or the model's own logits.
-            training_mode: as in :meth:`predict`.
-
-        Returns:
-            Array or tensor like ``x``.
-        """
-        images = self._images(x)
-        target, valid = self._reference(images, y)
-        victim = self.victim()
-        with left_as_found(self.model):
-            self.model.train(training_mode)
-            _, _, grad = victim.differentiate(images, lambda z: self.loss_objective(z, target, valid=valid))
-        return _like(grad, x)
-
-    def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
-        """The loss of each case ``(N,)``, or its ``"mean"`` or ``"sum"``."""
-        images = self._images(x)
-        target, valid = self._reference(images, y)
-        with left_as_found(self.model):
-            self.model.eval()
-            values = self.loss_objective(self.victim().logits(images), target, valid=valid)
-        reduced = {"none": values, "mean": values.mean(), "sum": values.sum()}
-        if reduction not in reduced:
-            raise ValueError(f"reduction={reduction!r} is unknown; choose 'none', 'mean' or 'sum'.")
-        return reduced[reduction] if isinstance(x, Tensor) else reduced[reduction].cpu().numpy()
-
-    def training_loss(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """What :meth:`fit` minimises: the mean loss of the cases."""
-        return self.loss_objective(output, target, valid=valid).mean()
-
-    def fit(self, x: np.ndarray, y: np.ndarray, batch_size: int = 16, nb_epochs: int = 20, **kwargs: Any) -> None:  # type: ignore[override]
-        """Trains the network on images and references (the inferer is left out in training mode).
-
-        Args:
-            x: images ``(N, C, *S)``.
-            y: reference in any usual form.
-            batch_size: cases per update.
-            nb_epochs: passes over the data.
-            **kwargs: ``seed`` of the shuffling, ``verbose`` for a progress bar. ART's trainers hand over further
-                ones that concern other frameworks; these are ignored as ART's own estimators do.
-        """
-        optimizer = self.optimizer
-        train(
-            self,
-            self._images(x),
-            y,
-            optimizer=optimizer,
-            batch_size=batch_size,
-            epochs=nb_epochs,
-            seed=kwargs.get("seed"),
-            progress=bool(kwargs.get("verbose")),
-        )
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer given, or Adam with a learning rate of 1e-3."""
-        if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        return self._optimizer
-
-    @property
-    def layer_names(self) -> list[str]:
-        """Names of the network's submodules, for :meth:`get_activations`."""
-        return [name for name, _ in self.network.named_modules() if name]
-
-    def get_activations(self, x: Any, layer: int | str, batch_size: int = 128, framework: bool = False) -> Any:
-        """Output of a submodule of the network.
-
-        Args:
-            x: images, array or tensor.
-            layer: name in :attr:`layer_names`, or its index there.
-            batch_size: images per forward pass.
-            framework: True returns a tensor with its graph.
-        """
-        names = self.layer_names
-        known = -len(names) <= layer < len(names) if isinstance(layer, int) else layer in names
-        if not known:
-            raise ValueError(f"layer {layer!r} is unknown; see layer_names.")
-        name = names[layer] if isinstance(layer, int) else layer
-        seen: list[Any] = []
-        hook = self.network.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output: seen.append(output)
-        )
-        images = x if framework and isinstance(x, Tensor) else self._images(x)
-        try:
-            with left_as_found(self.model), torch.set_grad_enabled(framework):
-                self.model.eval()
-                # a graph that leads to the weights would leave gradients there once ART runs backward()
-                self.model.requires_grad_(False)
-                for part in [images] if framework else images.split(batch_size):
-                    before = len(seen)
-                    self.model(part)
-                    self._check_activation(name, seen[before:], len(part))
-        finally:
-            hook.remove()
-        activations = torch.cat(seen).as_subclass(Tensor)
-        return activations if framework else activations.cpu().numpy()
-
-    @staticmethod
-    def _check_activation(name: str, outputs: list[Any], cases: int) -> None:
-        if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or len(outputs[0]) != cases:
-            found = ", ".join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in outputs)
-            raise ValueError(
-                f"layer {name!r} gave {found or 'nothing'} for {cases} images; choose a layer that runs once per image "
-                "and returns a tensor (windows of a sliding-window inferer have no activations of the whole image)."
-            )
-
-    def _images(self, x: Any) -> Tensor:
-        """Checked images on the model's device, in the network's precision."""
-        images = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-        self.check_image_shape(tuple(images.shape))
-        if not len(images):
-            raise ValueError("the batch is empty; give at least one image.")
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}; convert them to float32 and keep their units.")
-        images = images.to(self._device, next(self.model.parameters()).dtype)
-        self.intensity.check(images, tolerance=self._range_tolerance)
-        return images
-
-    def _reference(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
-        spatial = tuple(images.shape[2:]) if self.segments else ()
-        values = as_plain_tensor(y)
-        if isinstance(self.decision, Multilabel) and values.is_floating_point():
-            ambiguous = bool(((values >= 0) & (values <= 1)).all()) and bool((values != values.round()).any())
-            if ambiguous:  # as logits, probabilities would all count as labels that are given
-                raise ValueError(
-                    "the reference holds fractions between 0 and 1, which may be probabilities or logits; give labels "
-                    "of 0 and 1."
-                )
-        target, valid = self.decision.canonical_or_logits(values, spatial, device=self._device)
-        if len(target) != len(images):
-            raise ValueError(f"{len(target)} references for {len(images)} images; give one per case.")
-        return target, valid
-
-    def _describe(self, decision: Decision, intensity: Intensity, loss: Any, default: str, *, segments: bool) -> None:
-        self.decision = decision
-        self.intensity = intensity
-        self.segments = segments
-        self.loss_objective = make_objective(default if loss is None else loss, decision, targeted=False)
-
-
-def _like(result: Tensor, x: Any) -> Any:
-    return result.to(x.dtype) if isinstance(x, Tensor) else result.cpu().numpy().astype(x.dtype, copy=False)
-
-
-def _clip_values(intensity: Intensity, dims: int) -> tuple[Any, Any]:
-    if len(intensity.lows) == 1:
-        return intensity.lows[0], intensity.highs[0]
-    shape = (-1, *[1] * dims)
-    return np.array(intensity.lows, dtype=np.float32).reshape(shape), np.array(
-        intensity.highs, dtype=np.float32
-    ).reshape(shape)
-
-
-def _device_of(network: nn.Module, device: torch.device | str | None) -> torch.device:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}.")
-    if device is not None:
-        return torch.device(device)
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
-
-
-def _check_input_shape(input_shape: tuple[int, ...]) -> None:
-    if len(input_shape) not in (3, 4) or not all(isinstance(s, int) and s > 0 for s in input_shape):
-        raise ValueError(f"input_shape={input_shape} must be (C, H, W) or (C, H, W, D), without the batch.")
+from medadv.objectives import LossObjective
+from medadv.victims import SegmenterMixin, left_as_found
 
 
 class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
@@ -306,7 +73,7 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
         head: Head = None,
         device: torch.device | str | None = None,
     ) -> None:
-        _check_input_shape(input_shape)
+        check_input_shape(input_shape)
         model: nn.Module = DeployedModel(
             network,
             channels=decision.channels,
@@ -318,7 +85,7 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
         if isinstance(decision, Multilabel):
             model, decision = self._two_classes(model, decision, loss)
             loss = None
-        place = _device_of(network, device)
+        place = device_of(network, device)
         PyTorchClassifier.__init__(
             self,
             model=model,
@@ -326,7 +93,7 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
             input_shape=tuple(input_shape),
             nb_classes=decision.channels,
             optimizer=optimizer,
-            clip_values=_clip_values(intensity, len(input_shape) - 1),
+            clip_values=clip_values_of(intensity, len(input_shape) - 1),
             preprocessing=None,
             device_type="gpu" if place.type == "cuda" else "cpu",
         )
@@ -441,8 +208,8 @@ class DenseEstimator(MonaiEstimator):
         device: torch.device | str | None = None,
         segments: bool,
     ) -> None:
-        _check_input_shape(input_shape)
-        place = _device_of(network, device)
+        check_input_shape(input_shape)
+        place = device_of(network, device)
         model = DeployedModel(
             network,
             channels=decision.channels,
@@ -453,7 +220,7 @@ class DenseEstimator(MonaiEstimator):
         )
         super().__init__(
             model=model.to(place),
-            clip_values=_clip_values(intensity, len(input_shape) - 1),
+            clip_values=clip_values_of(intensity, len(input_shape) - 1),
             channels_first=True,
             preprocessing=None,
             device_type="gpu" if place.type == "cuda" else "cpu",

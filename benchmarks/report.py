@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -36,6 +37,7 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             curves=png(robustness_curves(board)),
             comparison=_html(_readable_budget(board.compare(), board)),
             table=table_html(board.frame),
+            trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
             galleries=[(gallery.title, png(gallery.figure)) for gallery in galleries],
             data=board.meta.get("data", {}),
             meta=board.meta,
@@ -58,6 +60,22 @@ def summary(board: Leaderboard) -> pd.DataFrame:
         largest = noise[noise.eps_fraction == noise.groupby("task").eps_fraction.transform("max")]
         table[_NOISE] = largest.groupby(keys, sort=False).adversarial.mean()
     return table.reset_index()
+
+
+def trainings_of(suite: dict[str, Any]) -> pd.DataFrame:
+    """How the models of a suite were trained: a row per task and training."""
+    rows = [
+        {
+            "task": task["name"],
+            "training": name,
+            **{key: value for key, value in spec.items() if key not in ("recipe", "options", "warm_start")},
+            "recipe": " ".join([spec["recipe"], *(f"{key}={value}" for key, value in spec["options"].items())]),
+            "starts from": spec["warm_start"] or "random weights",
+        }
+        for task in suite.get("tasks", ())
+        for name, spec in task["trainings"].items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def table_html(frame: pd.DataFrame) -> str:

@@ -110,7 +110,7 @@ def run_suite(
     run = _Run(plan, folder, data_root, save_adversarials, progress)
     for task in plan.tasks:
         run.task(task)
-    run.finish()
+        run.write()  # after each task, so that a later one that fails takes nothing with it
     return run.board
 
 
@@ -201,8 +201,8 @@ class _Run:
                 path = self.folder / "adversarials" / f"{label}-{outcome.threat}-{outcome.eps:.5g}.npz"
                 write_adversarials(path, result.cases.ids, outcome.images)
 
-    def finish(self) -> None:
-        """Writes tables and report."""
+    def write(self) -> None:
+        """Writes tables and report of all tasks so far."""
         write_tables(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
 
