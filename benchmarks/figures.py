@@ -28,10 +28,10 @@ def robustness_curves(board: Leaderboard) -> Figure:
         rows = board.frame[board.frame.task == task]
         _curves(axes, rows)
         axes.set_title(task)
-        axes.set_xlabel("budget, share of the intensity window x 255")
+        axes.set_xlabel("budget, in 255ths of the intensity window")
         axes.set_ylabel(f"{rows.metric.iloc[0]}, mean over {rows.n_cases.iloc[0]} test cases")
         axes.set_ylim(-0.02, 1.02)
-        axes.legend(fontsize=7, loc="upper right")
+        axes.legend(fontsize=7, loc="lower left")
         axes.grid(alpha=0.25)
     return figure
 
