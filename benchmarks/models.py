@@ -110,7 +110,7 @@ def window_transform(intensity: Intensity) -> ScaleIntensityRange | None:
     Example:
         >>> import torch
         >>> window_transform(Intensity(-1024, 3071, unit="HU", window=(-175, 250)))(torch.tensor([-1000.0, 37.5]))
-        tensor([0.0000, 0.5000])
+        metatensor([0.0000, 0.5000])
     """
     low, high = intensity.window or (min(intensity.lows), max(intensity.highs))
     if (low, high) == (0.0, 1.0):

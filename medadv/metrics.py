@@ -92,7 +92,7 @@ def lesion_detection(prediction: np.ndarray, reference: np.ndarray) -> tuple[flo
     predicted_labels, predicted = _label(prediction)
     hit = np.unique(reference_labels[prediction > 0])
     explained = np.unique(predicted_labels[reference > 0])
-    sensitivity = np.count_nonzero(hit) / lesions if lesions else float("nan")
+    sensitivity = float(np.count_nonzero(hit) / lesions) if lesions else float("nan")
     return sensitivity, int(predicted - np.count_nonzero(explained))
 
 
