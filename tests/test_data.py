@@ -40,7 +40,7 @@ def splits(data: Dataset) -> Iterator[Cases]:
 
 
 def test_unknown_name_says_the_nearest() -> None:
-    with pytest.raises(ValueError, match="data set 'embedded-lesion-2d' is unknown; did you mean 'embedded-lesions-2d'"):
+    with pytest.raises(ValueError, match="'embedded-lesion-2d' is unknown; did you mean 'embedded-lesions-2d'"):
         load("embedded-lesion-2d")
     with pytest.raises(ValueError, match="data set .* is unknown; choose one of"):
         load("?")
