@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.transforms import Transform
+from monai.transforms import Compose, NormalizeIntensity, Transform
 from torch import Tensor, nn
 
 from medadv.adapters.heads import Head, head_for, logits_of
@@ -38,6 +39,13 @@ class DeployedModel(nn.Module):
         head: Head = None,
     ) -> None:
         super().__init__()
+        if _detaches_statistics(input_transform):
+            warnings.warn(
+                "MONAI's NormalizeIntensity treats the image's mean and standard deviation as constants in the gradient, "
+                "so attacks through it are weaker than they could be; give fixed subtrahend= and divisor=, or a callable "
+                "that computes them in torch.",
+                stacklevel=4,
+            )
         self.network = network
         self.channels = channels
         self.segments = segments
@@ -65,6 +73,13 @@ class DeployedModel(nn.Module):
     def _logits(self, z: Tensor) -> Tensor:
         spatial = tuple(z.shape[2:]) if self.segments else ()
         return logits_of(self.network(z), self.channels, spatial, self.head)
+
+
+def _detaches_statistics(transform: Any) -> bool:
+    """True for MONAI's NormalizeIntensity with statistics of the image, alone or in a Compose."""
+    if isinstance(transform, Compose):
+        return any(_detaches_statistics(part) for part in transform.transforms)
+    return isinstance(transform, NormalizeIntensity) and (transform.subtrahend is None or transform.divisor is None)
 
 
 class TwoClassView(nn.Module):

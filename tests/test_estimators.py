@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss, DiceLoss
 from monai.networks.nets import DynUNet
-from monai.transforms import NormalizeIntensity, ScaleIntensityRange
+from monai.transforms import Compose, NormalizeIntensity, ScaleIntensityRange
 from networks import SHAPES, BrightnessClassifier, BrightnessSegmenter, awkward, bright_boxes, grey_images
 from torch import nn
 
@@ -783,3 +783,17 @@ def test_attributes_art_reads_are_right() -> None:
     assert low.shape == (2, 1, 1, 1) and high.ravel().tolist() == [1.0, 2.0]
     assert isinstance(estimator.model, nn.Module) and not isinstance(estimator.model, nn.Sequential)
     assert isinstance(estimator.network, nn.Conv3d)
+
+
+@pytest.mark.parametrize("transform", [NormalizeIntensity(), Compose([NormalizeIntensity(subtrahend=0.5)])])
+def test_statistics_that_monai_detaches_are_announced(transform):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    with pytest.warns(UserWarning, match="as constants in the gradient"):
+        MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2), input_transform=transform)
+
+
+def test_fixed_statistics_are_not(recwarn):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    fixed = NormalizeIntensity(subtrahend=0.5, divisor=0.2)
+    MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2), input_transform=fixed)
+    assert not [w for w in recwarn if "constants in the gradient" in str(w.message)]

@@ -34,6 +34,8 @@ class Recipe:
         keep: default of ``keep``.
         access: what the attacker needs of the model.
         ranks: spatial dimensions it is right for.
+        fixed_objective: False if ``objective=`` may replace its objective.
+        directed: False if it can't be targeted.
     """
 
     name: str
