@@ -41,9 +41,9 @@ class DeployedModel(nn.Module):
         super().__init__()
         if _detaches_statistics(input_transform):
             warnings.warn(
-                "MONAI's NormalizeIntensity treats the image's mean and standard deviation as constants in the gradient, "
-                "so attacks through it are weaker than they could be; give fixed subtrahend= and divisor=, or a callable "
-                "that computes them in torch.",
+                "MONAI's NormalizeIntensity treats the image's mean and standard deviation as constants in the "
+                "gradient, so attacks through it are weaker than they could be; give fixed subtrahend= and divisor=, or "
+                "a callable that computes them in torch.",
                 stacklevel=4,
             )
         self.network = network
