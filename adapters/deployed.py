@@ -42,7 +42,7 @@ class DeployedModel(nn.Module):
         if _detaches_statistics(input_transform):
             warnings.warn(
                 "MONAI's NormalizeIntensity treats the image's mean and standard deviation as constants in the "
-                "gradient, so attacks through it are weaker than they could be; give fixed subtrahend= and divisor=, or "
+                "gradient, so attacks through it are weaker than they could be; give fixed subtrahend= and divisor= or "
                 "a callable that computes them in torch.",
                 stacklevel=4,
             )
