@@ -59,7 +59,7 @@ def summary(board: Leaderboard) -> pd.DataFrame:
     if len(noise):
         largest = noise[noise.eps_fraction == noise.groupby("task").eps_fraction.transform("max")]
         table[_NOISE] = largest.groupby(keys, sort=False).adversarial.mean()
-    return table.reset_index()
+    return table.reset_index().rename_axis(columns=None)
 
 
 def trainings_of(suite: dict[str, Any]) -> pd.DataFrame:
