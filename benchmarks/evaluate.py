@@ -23,6 +23,7 @@ from medadv.victims import Passes
 
 WORST_CASE = "worst-case"
 NO_ATTACK = "none"
+IMAGE_BLIND = "image-blind"
 _PROBED_CASES = 8
 
 

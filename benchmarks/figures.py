@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
+from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE, Evaluation, Outcome
 
 if TYPE_CHECKING:
     from medadv.benchmarks.leaderboard import Leaderboard
 
 _SHOWN = 3
 _COLOURS = ("#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555")
-IMAGE_BLIND = "image-blind"
 
 
 def robustness_curves(board: Leaderboard) -> Figure:

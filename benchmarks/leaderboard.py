@@ -15,7 +15,6 @@ from medadv.benchmarks.statistics import mean_interval, paired_difference
 from medadv.diagnostics import monotone
 
 SCHEMA_VERSION = 1
-IMAGE_BLIND = "image-blind"
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
     "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
@@ -83,13 +82,9 @@ class Leaderboard:
         self._extend(pd.DataFrame([row], columns=list(COLUMNS)), [table], [])
 
     def _extend(self, frame: pd.DataFrame, cases: list[pd.DataFrame], endpoints: list[pd.DataFrame]) -> None:
-        self.frame = frame if self.frame.empty else pd.concat([self.frame, frame], ignore_index=True)
-        self.cases = pd.concat([*([] if self.cases.empty else [self.cases]), *cases], ignore_index=True)
-        self.endpoints = (
-            pd.concat([*([] if self.endpoints.empty else [self.endpoints]), *endpoints], ignore_index=True)
-            if (endpoints or not self.endpoints.empty)
-            else self.endpoints
-        )
+        self.frame = _appended(self.frame, [frame])
+        self.cases = _appended(self.cases, cases)
+        self.endpoints = _appended(self.endpoints, endpoints)
 
     def worst_case(self) -> pd.DataFrame:
         """The rows that tell how robust a model is: clean, image-blind and the worst case per threat set and budget."""
@@ -139,6 +134,12 @@ class Leaderboard:
         from medadv.benchmarks.figures import robustness_curves
 
         return robustness_curves(self)
+
+
+def _appended(table: pd.DataFrame, more: list[pd.DataFrame]) -> pd.DataFrame:
+    """A table with rows added; an empty one has no types to keep."""
+    parts = [part for part in (table, *more) if not part.empty]
+    return pd.concat(parts, ignore_index=True) if parts else table
 
 
 def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, Any]:

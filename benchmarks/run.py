@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import Evaluation, evaluate_estimator
+from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, evaluate_estimator
 from medadv.benchmarks.figures import Gallery, worst_cases
-from medadv.benchmarks.leaderboard import IMAGE_BLIND, Entry, Leaderboard
+from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights

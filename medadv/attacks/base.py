@@ -13,15 +13,13 @@ from art.attacks.attack import EvasionAttack
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from medadv.attacks.recipes import Recipe
+from medadv.attacks.recipes import COMMON_OPTIONS, Recipe
 from medadv.decisions import as_plain_tensor
 from medadv.objectives import Objective, make_objective
 from medadv.problem import KEEP, Problem
 from medadv.search import Search
 from medadv.threats import BALLS, LpBall
 from medadv.victims import Passes, Victim, victim_of
-
-_COMMON = ("eps", "norm", "targeted", "batch_size", "verbose", "keep", "seed")
 
 
 class FrameworkAttack(EvasionAttack):
@@ -61,7 +59,8 @@ class FrameworkAttack(EvasionAttack):
 
     attack_params = [
         *EvasionAttack.attack_params,
-        *_COMMON,
+        "eps",
+        *COMMON_OPTIONS,
         "eps_step",
         "max_iter",
         "num_random_init",
