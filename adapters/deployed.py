@@ -82,7 +82,24 @@ def _detaches_statistics(transform: Any) -> bool:
     return isinstance(transform, NormalizeIntensity) and (transform.subtrahend is None or transform.divisor is None)
 
 
-class TwoClassView(nn.Module):
+class ModelView(nn.Module):
+    """A deployed model shown in another way.
+
+    Args:
+        model: the deployed model, or a view of it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.deployed = model
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's network."""
+        return self.deployed.network  # type: ignore[return-value]
+
+
+class TwoClassView(ModelView):
     """A one-logit model shown as two classes ``[0, z - logit(threshold)]``, whose softmax is the sigmoid of z.
 
     Args:
@@ -91,14 +108,8 @@ class TwoClassView(nn.Module):
     """
 
     def __init__(self, model: nn.Module, threshold: float = 0.5) -> None:
-        super().__init__()
-        self.deployed = model
+        super().__init__(model)
         self.offset = math.log(threshold / (1 - threshold))
-
-    @property
-    def network(self) -> nn.Module:
-        """The user's network."""
-        return self.deployed.network  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         logit = self.deployed(x) - self.offset

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medadv.adapters.deployed import ModelView
 from medadv.decisions import Decision, Multilabel
 from medadv.intensities import Intensity
 from medadv.objectives import SoftDice
 
 
-class MarginView(nn.Module):
+class MarginView(ModelView):
     """Two logits ``[m, -m]``: class 0 while the diagnosis still holds, class 1 once it is broken.
 
     With s a smooth margin and t the ``width``, ``m = scale t softplus(s / t)`` while the diagnosis holds and
@@ -27,16 +28,10 @@ class MarginView(nn.Module):
     """
 
     def __init__(self, model: nn.Module, decision: Decision, *, scale: float, width: float) -> None:
-        super().__init__()
-        self.deployed = model
+        super().__init__(model)
         self.decision = decision
         self.scale = scale
         self.width = width
-
-    @property
-    def network(self) -> nn.Module:
-        """The user's network."""
-        return self.deployed.network  # type: ignore[return-value]
 
     def margin(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Smooth margin ``(N,)`` and hard verdict ``(N,)`` bool (True while the diagnosis holds)."""
@@ -93,7 +88,7 @@ class LabelsMarginView(MarginView):
         return smooth, (decision.harden(logits) == self.reference).all(1)
 
 
-class QueryView(nn.Module):
+class QueryView(ModelView):
     """A classifier that answers as some of ART's attacks need it.
 
     Args:
@@ -104,16 +99,10 @@ class QueryView(nn.Module):
     """
 
     def __init__(self, model: nn.Module, intensity: Intensity, *, probabilities: bool, saturate: bool) -> None:
-        super().__init__()
-        self.deployed = model
+        super().__init__(model)
         self.intensity = intensity
         self.probabilities = probabilities
         self.saturate = saturate
-
-    @property
-    def network(self) -> nn.Module:
-        """The user's network."""
-        return self.deployed.network  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.saturate:
@@ -128,19 +117,13 @@ def cross_entropy_of_probabilities(output: Tensor, target: Tensor) -> Tensor:
     return -(target * output.clamp(min=torch.finfo(output.dtype).tiny).log()).sum(1).mean()
 
 
-class OneLabelView(nn.Module):
+class OneLabelView(ModelView):
     """One label of a multi-label model as two classes ``[0, z - logit(threshold)]``: 0 absent, 1 present."""
 
     def __init__(self, model: nn.Module, decision: Multilabel, label: int) -> None:
-        super().__init__()
-        self.deployed = model
+        super().__init__(model)
         self.decision = decision
         self.label = label
-
-    @property
-    def network(self) -> nn.Module:
-        """The user's network."""
-        return self.deployed.network  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.deployed(x)
