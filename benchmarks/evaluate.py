@@ -13,7 +13,7 @@ import torch
 from monai.metrics import SSIMMetric
 from torch import Tensor
 
-from medadv.attacks import CATALOGUE, FrameworkAttack, create
+from medadv.attacks import CatalogueAttack, create
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
@@ -169,7 +169,7 @@ class Evaluator:
 
     def attack(self, name: str, eps: float | str, *, keep_images: bool = False, **options: Any) -> Outcome:
         """Runs one attack at one budget."""
-        attack: FrameworkAttack = create(
+        attack: CatalogueAttack = create(
             name, self.estimator, eps=eps, batch_size=self.batch_size, **{"seed": self.seed, **options}
         )
         start = time.perf_counter()
@@ -181,7 +181,7 @@ class Evaluator:
             "keep": attack.keep,
         }
         outcome = self._outcome(
-            torch.from_numpy(x_adv), self.clean.diagnosis, attack=name, access=CATALOGUE[name].access,
+            torch.from_numpy(x_adv), self.clean.diagnosis, attack=name, access=attack.recipe.access,
             threat=f"l{attack.norm:g}", settings=settings, eps=attack.budget.eps, fraction=attack.budget.fraction,
             passes=attack.passes, seconds=seconds,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medadv.attacks import CATALOGUE
+from medadv.attacks import recipe_of
 from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.names import unknown_name
 from medadv.training import RECIPES, Recipe
@@ -71,14 +71,12 @@ class AttackSpec(_Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in CATALOGUE:
-            raise unknown_name("attack", name, CATALOGUE)
-        return name
+        return recipe_of(name).name
 
     @model_validator(mode="after")
     def _accepted(self) -> AttackSpec:
         try:
-            CATALOGUE[self.name].check_options({k: v for k, v in self.options.items() if k not in COMMON_OPTIONS})
+            recipe_of(self.name).check_options({k: v for k, v in self.options.items() if k not in COMMON_OPTIONS})
         except TypeError as error:
             raise ValueError(str(error)) from None
         return self

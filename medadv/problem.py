@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from medadv.objectives import Objective
+from medadv.objectives import Objective, monitor_of
 from medadv.threats import Threat, per_case
-from medadv.victims import Victim
+from medadv.victims import Victim, logits_in
 
 KEEP = ("score", "loss", "last")
+ImageTerm = Callable[[Tensor, Tensor], Tensor]
+
+
+class Through(Protocol):
+    """A change of the image that the gradient is taken through, such as input diversity."""
+
+    def image(self, x: Tensor) -> Tensor:
+        """The images the model sees, differentiable in ``x``."""
+        ...
+
+    def target(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference that belongs to them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,21 +34,37 @@ class Evaluation:
     """One look at the model.
 
     Attributes:
-        loss: what ranks iterates, ``(N,)``: the objective, or its fixed monitor where the objective is scheduled.
-        grad: gradient of the objective to theta, or None if not asked for.
+        loss: what ranks iterates, ``(N,)``: the objective, or its fixed monitor where the objective is scheduled, plus
+            the image terms.
+        grad: gradient of the objective and the image terms to theta, or None if not asked for.
+        badness: hard score as the attacker sees it, ``(N,)``; equal for all images where ``keep`` is not ``"score"``.
     """
 
     loss: Tensor
     grad: Tensor | None
+    badness: Tensor
 
 
 @dataclass
 class Best:
-    """The image kept for each case, with the values that made it the best."""
+    """The image kept for each case, with the values that made it the best; its theta where the threat needs it."""
 
     x: Tensor
-    score: Tensor
+    badness: Tensor
     loss: Tensor
+    theta: Tensor | None = None
+
+    def update(self, other: Best, rows: Tensor | None = None) -> None:
+        """Takes over those images of ``other`` that are better: of the same cases, or of the cases ``rows``."""
+        badness, loss = (self.badness, self.loss) if rows is None else (self.badness[rows], self.loss[rows])
+        better = ((other.badness > badness) | ((other.badness == badness) & (other.loss > loss))).nonzero()[:, 0]
+        if not len(better):
+            return
+        place = better if rows is None else rows[better]
+        for name in ("x", "badness", "loss", "theta"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                mine.index_copy_(0, place, theirs[better])
 
 
 class Problem:
@@ -47,10 +78,12 @@ class Problem:
         valid: where the target counts.
         keep: ``"score"``: the image with the worst hard score (targeted: the best agreement with the target), ties by
             the larger loss; ``"loss"``: the largest loss; ``"last"``: the end point of the search.
+        image_terms: functions ``(x_adv, x) -> (N,)`` of the image alone that are added to the objective.
 
     Attributes:
         best: the images kept so far.
         undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
+        queries: how often the model was asked about each case, ``(N,)`` int64.
     """
 
     def __init__(
@@ -62,43 +95,83 @@ class Problem:
         valid: Tensor,
         *,
         keep: str = "score",
+        image_terms: Sequence[ImageTerm] = (),
     ) -> None:
         self.victim = victim
         self.objective = objective
-        self.monitor = objective.monitor(victim.segments)
+        self.monitor = monitor_of(objective, victim.segments)
         self.threat = threat
         self.target = target
         self.valid = valid
         self.keep = keep
+        self.image_terms = tuple(image_terms)
         self.best: Best | None = None
         self.undirected = torch.zeros(len(target), dtype=torch.bool, device=target.device)
+        self.queries = torch.zeros(len(target), dtype=torch.int64)
 
-    def evaluate(self, theta: Tensor, *, progress: float = 0.0, grad: bool = True) -> Evaluation:
+    def evaluate(
+        self, theta: Tensor, *, progress: float = 0.0, grad: bool = True, through: Through | None = None
+    ) -> Evaluation:
         """Applies theta, runs the model, and remembers the image if it is the best so far.
 
         Args:
             theta: parameter of the threat.
             progress: share of the search that is over, for scheduled objectives.
             grad: whether to differentiate; without, one forward pass less a backward.
+            through: the gradient is taken through this change of the image; the image itself is then looked at once
+                more, unless only the last one is kept.
 
         Returns:
-            Loss and gradient.
+            Loss, gradient and hard score.
         """
         x_adv = self.threat.apply(theta)
-        gradient = None
+        target, valid = self.threat.apply_target(theta, self.target, self.valid)
+        gradient = output = loss = None
         if grad:
-            output, loss, image_grad = self.victim.differentiate(
-                x_adv, lambda z: self.objective(z, self.target, valid=self.valid, progress=progress)
-            )
+            output, loss, image_grad = self._differentiate(x_adv, target, valid, progress, through)
             gradient = self.threat.pullback(theta, self._usable(image_grad))
-        else:
+        if not grad or (through is not None and self.keep != "last"):
             output = self.victim.logits(x_adv)
-            loss = self.objective(output, self.target, valid=self.valid, progress=progress)
+            self.queries += 1
+            loss = self.objective(output, target, valid=valid, progress=progress, **self._others(x_adv))
+        assert output is not None and loss is not None
+        logits = logits_in(output)
         if self.monitor is not self.objective:
-            loss = self.monitor(output, self.target, valid=self.valid)
+            loss = self.monitor(logits, target, valid=valid)
+        for term in self.image_terms:
+            loss = loss + term(x_adv, self.threat.x)
+        badness = torch.zeros_like(loss)
+        if self.keep == "score":
+            badness = self.objective.badness(logits, target, valid)
         if self.keep != "last":
-            self._keep(x_adv, output, loss)
-        return Evaluation(loss, gradient)
+            self._keep(Best(x_adv, badness, loss, theta if self.threat.parametric else None))
+        return Evaluation(loss, gradient, badness)
+
+    def _differentiate(
+        self, x_adv: Tensor, target: Tensor, valid: Tensor, progress: float, through: Through | None
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Output, objective and its gradient to the image, with the image terms in it."""
+        shown = x_adv
+        if through is not None:
+            shown = through.image(x_adv)
+            target, valid = through.target(target, valid)
+        others = self._others(shown)
+        output, loss, grad = self.victim.differentiate(
+            shown, lambda z: self.objective(z, target, valid=valid, progress=progress, **others)
+        )
+        self.queries += 1
+        if through is not None:
+            grad = chain(through.image, x_adv, grad)
+        for term in self.image_terms:
+            grad = grad + chain(lambda image, term=term: term(image, self.threat.x), x_adv)  # type: ignore[misc]
+        return output, loss, grad
+
+    def _others(self, x_adv: Tensor) -> dict[str, Any]:
+        """Logits of the views that the objective asks for."""
+        if not self.objective.views:
+            return {}
+        self.queries += len(self.objective.views)
+        return {"others": tuple(self.victim.logits(view(x_adv)) for view in self.objective.views)}
 
     def _usable(self, grad: Tensor) -> Tensor:
         """A gradient with NaN or infinite parts is no direction: such a case stands still, and is remembered."""
@@ -112,25 +185,43 @@ class Problem:
         """Ends one run of a search at theta: looks at it once more, or with ``keep="last"`` just takes it."""
         if self.keep == "last":
             nothing = torch.full((len(theta),), torch.nan, device=theta.device)
-            self.best = Best(self.threat.apply(theta), nothing, nothing)
+            self.best = Best(self.threat.apply(theta), nothing, nothing, theta if self.threat.parametric else None)
         else:
             self.evaluate(theta, progress=1.0, grad=False)
 
-    def _keep(self, x_adv: Tensor, output: Tensor, loss: Tensor) -> None:
-        score = self._badness(output)
+    def _keep(self, seen: Best) -> None:
         if self.best is None:
-            self.best = Best(x_adv.clone(), score, loss)
-            return
-        best = self.best
-        better = (score > best.score) | ((score == best.score) & (loss > best.loss))
-        rows = better.nonzero()[:, 0]
-        if len(rows):
-            best.x.index_copy_(0, rows, x_adv[rows])
-            best.score, best.loss = torch.where(better, score, best.score), torch.where(better, loss, best.loss)
+            kept = (seen.x, seen.badness, seen.loss, seen.theta)
+            self.best = Best(*[None if value is None else value.clone() for value in kept])  # type: ignore[arg-type]
+        else:
+            self.best.update(seen)
 
-    def _badness(self, output: Tensor) -> Tensor:
-        """What ranks first, large is what the attacker wants; equal for all cases that have no score."""
-        if self.keep == "loss":
-            return torch.zeros(len(output), device=output.device)
-        score = self.victim.decision.score(output, self.target, self.valid).nan_to_num(0.0)
-        return score if self.objective.targeted else -score
+    @property
+    def unfinished(self) -> Tensor:
+        """Rows of the cases whose best image is not at the floor of the hard score yet."""
+        if self.best is None or self.keep != "score":
+            return torch.arange(len(self.target))
+        return (self.best.badness < self.objective.floor).nonzero()[:, 0].cpu()
+
+    def subset(self, rows: Tensor) -> Problem:
+        """The same problem for some of the cases; :meth:`merge` brings back what it finds."""
+        return Problem(
+            self.victim, self.objective, self.threat.subset(rows), self.target[rows], self.valid[rows],
+            keep=self.keep, image_terms=self.image_terms,
+        )  # fmt: skip
+
+    def merge(self, rows: Tensor, part: Problem) -> None:
+        """Takes over the better images, and the counts, of a :meth:`subset`."""
+        self.queries[rows] += part.queries
+        self.undirected[rows] |= part.undirected
+        if self.best is not None and part.best is not None:
+            self.best.update(part.best, rows.to(self.target.device))
+
+
+def chain(function: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor | None = None) -> Tensor:
+    """The chain rule: gradient of ``(function(x) * grad).sum()`` to ``x``; without ``grad``, of the plain sum."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(leaf)
+        weighted = value.sum() if grad is None else (value * grad).sum()
+        return torch.autograd.grad(weighted, leaf)[0]

@@ -34,6 +34,24 @@ class Passes:
         return Passes(self.forward, self.backward)
 
 
+@dataclass(frozen=True)
+class Features:
+    """What a model that shows its inside returns.
+
+    Attributes:
+        logits: ``(N, C, *S)``.
+        features: named activations ``(N, ...)``.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor]
+
+
+def logits_in(output: Tensor | Features) -> Tensor:
+    """The logits of a victim's output."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
 class SegmenterMixin:
     """Marks an ART estimator whose output is one diagnosis per voxel, ``(N, C, *S)``; ART has no such mixin."""
 

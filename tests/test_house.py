@@ -14,9 +14,10 @@ import pytest
 import medadv
 import medadv.adapters
 from medadv.attacks import CATALOGUE
-from medadv.attacks.recipes import TASKS
+from medadv.attacks.recipes import ACCESS, DECISIONS, TASKS
 from medadv.decisions import Multiclass
 from medadv.objectives import OBJECTIVES
+from medadv.threats import BALL_KINDS
 
 CORE = Path(next(iter(medadv.__path__)))
 LAYERS = {"medadv": 0, "medadv.adapters": 1, "medadv.benchmarks": 2}
@@ -155,10 +156,12 @@ def package_path(package: str, tops: dict[str, str]) -> list[str]:
 def test_rows_of_the_catalogue_are_complete(name):
     row = CATALOGUE[name]
     assert row.name == name and row.summary and row.reference and row.search_name
-    assert row.objective in OBJECTIVES and set(row.tasks) <= set(TASKS) and row.tasks
-    if "classification" in row.tasks:
-        assert not OBJECTIVES[row.objective](Multiclass(2)).voxels_only
-    assert set(row.norms) <= {float("inf"), 2.0} and set(row.ranks) <= {2, 3}
+    assert set(row.tasks) <= set(TASKS) and row.tasks and set(row.decisions) <= set(DECISIONS) and row.decisions
+    assert row.access in ACCESS and set(row.norms) <= set(BALL_KINDS) and set(row.ranks) <= {2, 3}
+    if row.attack is None:
+        assert row.objective in OBJECTIVES and row.search is not None
+        if "classification" in row.tasks:
+            assert not OBJECTIVES[row.objective](Multiclass(2)).voxels_only
 
 
 def test_the_version_is_that_of_setup_cfg():

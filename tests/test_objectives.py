@@ -28,6 +28,7 @@ from medadv.objectives import (
     SegPGD,
     SoftDice,
     make_objective,
+    monitor_of,
 )
 
 SHAPES = {"image": (), "2D": (4, 3), "3D": (3, 2, 2)}
@@ -267,7 +268,7 @@ def test_what_is_scheduled_is_watched_by_something_fixed():
     for name, kind in OBJECTIVES.items():
         objective = kind(Multiclass(2, background=0), targeted=True)
         for segments in (False, True) if not objective.voxels_only else (True,):
-            monitor = objective.monitor(segments)
+            monitor = monitor_of(objective, segments)
             assert not monitor.scheduled and monitor.targeted
             assert (monitor is objective) != (name in ("segpgd", "cospgd", "masked-ce"))
             if monitor is not objective:

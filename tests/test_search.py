@@ -276,7 +276,8 @@ def test_scheduled_objectives_are_ranked_by_a_fixed_monitor():
         victim = Recorder(case.net.eval(), case.decision, case.estimator.intensity, segments=True)
         threat = LInfBall(x, victim.intensity.budget(0.1), victim.intensity)
         problem = Problem(victim, SegPGD(case.decision), threat, target, valid, keep="loss")
-        found = search.run(problem, range(3))
+        search.run(problem, range(3))
+        found = problem.best.x
         looks = torch.stack([monitor(z, target, valid=valid) for z in victim.seen])
         assert len(looks) == 9
         assert torch.allclose(problem.best.loss, looks.amax(0), rtol=0, atol=1e-12)

@@ -1,7 +1,8 @@
 """Attacks by name, each an ART ``EvasionAttack``."""
 
-from medadv.attacks.base import FrameworkAttack
-from medadv.attacks.catalogue import CATALOGUE, catalogue, create
+from medadv.attacks.base import CatalogueAttack
+from medadv.attacks.catalogue import CATALOGUE, catalogue, create, recipe_of, recipes
+from medadv.attacks.framework import FrameworkAttack
 from medadv.attacks.recipes import Recipe
 
-__all__ = ["CATALOGUE", "FrameworkAttack", "Recipe", "catalogue", "create"]
+__all__ = ["CATALOGUE", "CatalogueAttack", "FrameworkAttack", "Recipe", "catalogue", "create", "recipe_of", "recipes"]

@@ -1,10 +1,12 @@
-"""The one attack class: objective x threat x search, with ART's interface and the guarantees checked."""
+"""What every attack of the catalogue shares: ART's interface, checked input, batches, and the guarantees verified."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,72 +17,99 @@ from tqdm.auto import tqdm
 
 from medadv.attacks.recipes import COMMON_OPTIONS, Recipe
 from medadv.decisions import as_plain_tensor
-from medadv.objectives import Objective, make_objective
-from medadv.problem import KEEP, Problem
-from medadv.search import Search
-from medadv.threats import BALLS, LpBall
+from medadv.intensities import Budget
+from medadv.problem import KEEP
+from medadv.threats import BALL_KINDS, ThreatKind
 from medadv.victims import Passes, Victim, victim_of
 
+# options that are whole numbers, with the least value of each
+WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0}
 
-class FrameworkAttack(EvasionAttack):
-    """An attack of the catalogue as an ART ``EvasionAttack``.
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases that are attacked at once.
+
+    Attributes:
+        x: images ``(N, C, *S)``.
+        target: canonical reference, or the diagnosis wanted.
+        valid: where it counts.
+        mask: bool like ``x``: where the image may change; None: everywhere.
+        ids: one id per case.
+    """
+
+    x: Tensor
+    target: Tensor
+    valid: Tensor
+    mask: Tensor | None
+    ids: list[object]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def subset(self, rows: Tensor) -> Batch:
+        """Some of the cases."""
+        mask = None if self.mask is None else self.mask[rows]
+        return Batch(self.x[rows], self.target[rows], self.valid[rows], mask, [self.ids[i] for i in rows.tolist()])
+
+
+@dataclass
+class Solution:
+    """What an attack found for a batch.
+
+    Attributes:
+        x: adversarial images like the batch's.
+        inside: which of them are in the threat set, ``(N,)`` bool, judged by the threat itself.
+        undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
+        queries: how often the model was asked about each case, ``(N,)``.
+        details: further values per case, ``(N,)``, kept as ``attack.details``.
+    """
+
+    x: Tensor
+    inside: Tensor | None = None
+    undirected: Tensor | None = None
+    queries: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
+
+
+class CatalogueAttack(EvasionAttack, ABC):
+    """An attack of the catalogue as an ART ``EvasionAttack``: what all of them share.
 
     Made by :func:`medadv.attacks.create`; the options an attack accepts are in :func:`medadv.attacks.catalogue`.
+    A subclass says in :meth:`_solve` how one batch is attacked.
 
     Args:
         estimator: a medadv estimator, or a stock ART ``PyTorchClassifier``.
         recipe: the row of the catalogue.
-        eps: budget: ``"8/255"`` of the window, a quantity such as ``"10 HU"``, or a number in data units.
-        norm: ``numpy.inf`` or 2.
+        eps: budget: ``"8/255"`` of the window, a quantity such as ``"10 HU"``, or a number in data units; for threats
+            that are no balls, in the unit the catalogue names. None: the threat's default; attacks that look for the
+            smallest perturbation need none.
+        norm: ``numpy.inf``, 2 or 1; None: the first that the attack is for.
         targeted: True: ``y`` is the diagnosis the attacker wants.
         batch_size: cases attacked at once; never changes what a case gets, only speed and memory.
         verbose: progress bar with the time left (only on a terminal).
         keep: ``"score"`` (evaluation: worst hard score, ties by loss), ``"loss"`` (transfer) or ``"last"`` (training).
         seed: of all random draws; each case draws from (seed, case id).
-        options: what else the recipe accepts: ``max_iter``, ``eps_step``, ``num_random_init``, ``decay``,
-            ``objective``.
+        options: what else the recipe accepts.
 
     Attributes:
         passes: forward and backward passes of the last ``generate`` or ``perturb``.
-
-    Example:
-        >>> import numpy as np, torch
-        >>> from medadv.adapters import MonaiClassifier
-        >>> from medadv.attacks import create
-        >>> from medadv.decisions import Multiclass
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
-        >>> estimator = MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2))
-        >>> attack = create("pgd", estimator, eps="8/255", max_iter=5)
-        >>> x = np.full((2, 1, 4, 4), 0.5, dtype=np.float32)
-        >>> x_adv = attack.generate(x, y=np.array([0, 1]))
-        >>> bool(np.abs(x_adv - x).max() <= 8 / 255), attack.passes
-        (True, Passes(forward=6, backward=5))
+        queries: how often the model was asked about each case of it, ``(N,)`` int64.
+        details: further values per case of it, by name, ``(N,)``.
     """
 
-    attack_params = [
-        *EvasionAttack.attack_params,
-        "eps",
-        *COMMON_OPTIONS,
-        "eps_step",
-        "max_iter",
-        "num_random_init",
-        "decay",
-        "objective",
-    ]
+    attack_params = [*EvasionAttack.attack_params, "eps", *COMMON_OPTIONS]
     _estimator_requirements = ()
 
-    eps_step: float | str | None
-    max_iter: int
-    num_random_init: int
-    decay: float
+    budget: Budget | None
 
     def __init__(
         self,
         estimator: Any,
         recipe: Recipe,
         *,
-        eps: float | str,
-        norm: float | str = np.inf,
+        eps: float | str | None = None,
+        norm: float | str | None = None,
         targeted: bool = False,
         batch_size: int = 32,
         verbose: bool = False,
@@ -92,17 +121,20 @@ class FrameworkAttack(EvasionAttack):
         super().__init__(estimator=estimator)
         self.recipe = recipe
         self.eps = eps
-        self.norm = _norm(norm)
+        self.norm = norm if norm is not None else recipe.norms[0] if recipe.norms else None
         self.targeted = targeted
         self.batch_size = batch_size
         self.verbose = verbose
         self.keep = recipe.keep if keep is None else keep
         self.seed = seed
         recipe.check_options(options)
-        settings: dict[str, Any] = {"objective": recipe.objective, **recipe.options, **options}
+        settings: dict[str, Any] = {"objective": recipe.objective, **recipe.all_options, **options}
         for name, value in settings.items():
             setattr(self, name, value)
+        self.attack_params = [*type(self).attack_params, *recipe.all_options]
         self.passes = Passes()
+        self.queries = np.zeros(0, dtype=np.int64)
+        self.details: dict[str, np.ndarray] = {}
         self._check_params()
 
     @property
@@ -110,38 +142,48 @@ class FrameworkAttack(EvasionAttack):
         """Name in the catalogue."""
         return self.recipe.name
 
+    @property
+    def threat_kind(self) -> ThreatKind | None:
+        """The kind of threat that is searched; None where the attack bounds nothing."""
+        if self.recipe.threat is not None:
+            return self.recipe.threats[0]
+        return None if self.norm is None else BALL_KINDS[self.norm]
+
     def _check_params(self) -> None:
         super()._check_params()
+        self.norm = None if self.norm is None else _norm(self.norm)
         self.recipe.check_supports(self.victim, self.norm, self.targeted)
-        self.budget = self.victim.intensity.budget(self.eps)
-        self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
-        if self._objective.voxels_only and not self.victim.segments:
-            raise ValueError(
-                f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
-                "use 'ce' or 'margin'."
-            )
+        self.budget = self._read_budget()
         if self.keep not in KEEP:
             raise ValueError(f"keep={self.keep!r} is unknown; choose one of {', '.join(map(repr, KEEP))}.")
-        for option, least in (("batch_size", 1), ("max_iter", 1), ("num_random_init", 0)):
-            value = getattr(self, option, least)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{option}={value!r} must be a whole number of at least {least}.")
-        if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
-            raise ValueError(
-                "keep='last' has one end point and can't use several random starts; set num_random_init=1 or "
-                "keep='score'."
-            )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
-            raise ValueError(f"seed={self.seed!r} must be a whole number.")
-        if getattr(self, "decay", 0.0) < 0:
-            raise ValueError(f"decay={self.decay!r} must not be negative.")
-        self._search: Search = self.recipe.search(self)
+        for option, least in WHOLE_NUMBERS.items():
+            if hasattr(self, option):
+                whole_number(option, getattr(self, option), least)
+        whole_number("seed", self.seed, None)
+        self._prepare()
 
-    @property
-    def step_size(self) -> float:
-        """``eps_step`` in data units; a quarter of ``eps`` where it was not given."""
-        given = getattr(self, "eps_step", None)
-        return self.budget.eps / 4 if given is None else self.victim.intensity.budget(given).eps
+    def _read_budget(self) -> Budget | None:
+        kind = self.threat_kind
+        eps = kind.eps if self.eps is None and kind is not None else self.eps
+        if eps is None:
+            if self.recipe.minimal or kind is None:
+                return None
+            raise TypeError(f"attack {self.name!r} needs eps=, such as '8/255', a quantity or a number in data units.")
+        if kind is None:
+            raise TypeError(f"attack {self.name!r} has no budget; leave eps out.")
+        return kind.budget(eps, self.victim.intensity)
+
+    def _prepare(self) -> None:
+        """What a subclass builds from its checked parameters."""
+
+    @abstractmethod
+    def _solve(self, batch: Batch) -> Solution:
+        """Attacks one batch."""
+
+    def _solve_all(self, batches: Sequence[Batch]) -> Iterable[Solution]:
+        """Attacks all batches, one after the other; attacks of a whole data set see all of them here."""
+        for batch in tqdm(batches, desc=self.name, disable=not (self.verbose and sys.stderr.isatty())):
+            yield self._solve(batch)
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """Adversarial counterparts of images.
@@ -171,42 +213,62 @@ class FrameworkAttack(EvasionAttack):
     def perturb(self, x: Tensor, y: Any = None, mask: Any = None, *, ids: Sequence[object] | None = None) -> Tensor:
         """:meth:`generate` on tensors without a numpy round trip; type (also MetaTensor), dtype and device are kept."""
         plain = as_plain_tensor(x)
-        self._check_images(plain)
-        region = None if mask is None else _region(mask, plain)
-        names = list(range(len(plain))) if ids is None else list(ids)
-        if len(names) != len(plain):
-            raise ValueError(f"{len(names)} ids for {len(plain)} images; give one per case.")
         before = self.victim.passes.copy()
         with self.victim.attacked():
-            target, valid = self._reference(plain, y)
-            adversarial = torch.empty_like(plain)
-            undirected: list[object] = []
-            for rows in tqdm(
-                torch.arange(len(plain)).split(self.batch_size),
-                desc=self.name,
-                disable=not (self.verbose and sys.stderr.isatty()),
-            ):
-                ball = self._ball(plain[rows], None if region is None else region[rows])
-                problem = Problem(self.victim, self._objective, ball, target[rows], valid[rows], keep=self.keep)
-                found = self._search.run(problem, [names[i] for i in rows])
-                self._verify(ball, found)
-                adversarial[rows] = found
-                undirected += [names[i] for i in rows[problem.undirected.cpu()]]
+            batches = self._batches(plain, y, mask, ids)
+            adversarial = torch.cat(self._collect(batches))
         self.passes = self.victim.passes - before
-        if undirected:
-            warnings.warn(
-                f"{self.name}: the gradient of {len(undirected)} of {len(plain)} cases was NaN or infinite, so they "
-                f"did not move there and only look robust: {', '.join(map(str, undirected[:10]))}.",
-                stacklevel=2,
-            )
         if type(x) is Tensor:
             return adversarial
         kept = x.detach().clone()
         kept.copy_(adversarial)
         return kept
 
-    def _ball(self, x: Tensor, mask: Tensor | None) -> LpBall:
-        return BALLS[self.norm](x, self.budget, self.victim.intensity, mask)
+    def _batches(self, x: Tensor, y: Any, mask: Any, ids: Sequence[object] | None) -> list[Batch]:
+        """Checked input, in batches."""
+        self._check_images(x)
+        region = None if mask is None else _region(mask, x)
+        names = list(range(len(x))) if ids is None else list(ids)
+        if len(names) != len(x):
+            raise ValueError(f"{len(names)} ids for {len(x)} images; give one per case.")
+        target, valid = self._reference(x, y)
+        whole = Batch(x, target, valid, region, names)
+        return [whole.subset(rows) for rows in torch.arange(len(x)).split(self.batch_size)]
+
+    def _collect(self, batches: list[Batch]) -> list[Tensor]:
+        """Runs the attack, verifies what it returns and gathers what is told about each case."""
+        images, queries, undirected = [], [], []
+        details: dict[str, list[Tensor]] = {}
+        for batch, solution in zip(batches, self._solve_all(batches)):
+            self._verify(batch, solution)
+            images.append(solution.x)
+            counted = torch.zeros(len(batch)) if solution.queries is None else solution.queries
+            queries.append(counted.to(torch.int64).cpu())
+            if solution.undirected is not None:
+                undirected += [batch.ids[i] for i in solution.undirected.nonzero()[:, 0].tolist()]
+            for name, values in solution.details.items():
+                details.setdefault(name, []).append(values.cpu())
+        self.queries = torch.cat(queries).numpy()
+        self.details = {name: torch.cat(values).numpy() for name, values in details.items()}
+        if undirected:
+            warnings.warn(
+                f"{self.name}: the gradient of {len(undirected)} of {len(self.queries)} cases was NaN or infinite, so "
+                f"they did not move there and only look robust: {', '.join(map(str, undirected[:10]))}.",
+                stacklevel=4,
+            )
+        return images
+
+    def _verify(self, batch: Batch, solution: Solution) -> None:
+        """The guarantees on what is returned: finite, in range, unchanged outside the mask, in the threat set."""
+        found = solution.x
+        low, high = self.victim.intensity.bounds(found)
+        right = found.shape == batch.x.shape and found.dtype == batch.x.dtype and bool(found.isfinite().all())
+        right = right and bool(((found >= low) & (found <= high)).all())
+        right = right and (batch.mask is None or bool((found == batch.x)[~batch.mask].all()))
+        if not right or (solution.inside is not None and not bool(solution.inside.all())):
+            raise RuntimeError(
+                f"{self.name} returned an image outside the threat set; this is a defect of medadv, please report it."
+            )
 
     def _check_images(self, x: Tensor) -> None:
         if x.dtype not in (torch.float32, torch.float64):
@@ -234,19 +296,25 @@ class FrameworkAttack(EvasionAttack):
             raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
         return target, valid
 
-    @staticmethod
-    def _verify(ball: LpBall, found: Tensor) -> None:
-        if not bool(torch.isfinite(found).all()) or not bool(ball.contains(found).all()):
-            raise RuntimeError(
-                "the search returned an image outside the threat set; this is a defect of medadv, please report it."
-            )
+
+def whole_number(name: str, value: Any, least: int | None) -> None:
+    """Refuses an option that is no whole number of at least ``least``."""
+    wrong_type = isinstance(value, bool) or not isinstance(value, int | np.integer)
+    if wrong_type or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name}={value!r} must be a whole number{bound}.")
+
+
+_NORMS = {
+    np.inf: ("inf", "linf", "Linf", np.inf), 2.0: ("2", "l2", "L2", 2), 1.0: ("1", "l1", "L1", 1)
+}  # fmt: skip
 
 
 def _norm(norm: float | str) -> float:
-    value = np.inf if norm in ("inf", "linf", "Linf", np.inf) else 2.0 if norm in ("2", "l2", "L2", 2) else None
-    if value is None:
-        raise ValueError(f"norm={norm!r} is not supported; choose numpy.inf or 2.")
-    return value
+    for value, names in _NORMS.items():
+        if norm in names:
+            return value
+    raise ValueError(f"norm={norm!r} is not supported; choose numpy.inf, 2 or 1.")
 
 
 def _region(mask: Any, x: Tensor) -> Tensor:

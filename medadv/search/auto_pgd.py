@@ -1,84 +1,15 @@
-"""How the attacker looks for the best theta of a :class:`~medadv.problem.Problem`.
-
-A search of K steps costs K + 1 forward and K backward passes per start (K and K with ``keep="last"``).
-"""
+"""Auto-PGD: momentum steps whose size each case controls by its own progress."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medadv.problem import Problem
+from medadv.search.base import Search
 from medadv.threats import CaseRandom, Threat, per_case
-
-
-@dataclass(frozen=True)
-class Search(ABC):
-    """One or more runs from a clean or random start.
-
-    Attributes:
-        steps: number of steps K of one run.
-        restarts: number of random starts; 0: one run from the clean image.
-        seed: of the random draws.
-    """
-
-    steps: int
-    restarts: int = 1
-    seed: int = 0
-
-    def run(self, problem: Problem, ids: Sequence[object]) -> Tensor:
-        """Solves the problem and returns the image kept for each case, ``(N, C, *S)``."""
-        for restart in range(max(1, self.restarts)):
-            random = CaseRandom(self.seed, ids, restart) if self.restarts else None
-            self.run_once(problem, problem.threat.start(random))
-        assert problem.best is not None
-        return problem.best.x
-
-    @abstractmethod
-    def run_once(self, problem: Problem, theta: Tensor) -> None:
-        """One run from ``theta``; the problem keeps the best image."""
-
-
-@dataclass(frozen=True)
-class RandomDraws(Search):
-    """Looks at random points of the threat set and nowhere else: the baseline every attack must beat."""
-
-    def run_once(self, problem: Problem, theta: Tensor) -> None:
-        problem.finish(theta)
-
-
-@dataclass(frozen=True)
-class SteepestAscent(Search):
-    """Projected steps along the gradient: its sign (L-inf) or direction (L2); with momentum if ``decay`` > 0.
-
-    One step from the clean image is FGSM (arXiv 1412.6572), several from a random start are PGD (1706.06083); with
-    momentum over gradients scaled to mean absolute value 1 per case it is MI-FGSM (1710.06081).
-
-    Attributes:
-        step_size: length of a step in the unit of the threat's distance.
-        decay: weight of the accumulated gradient.
-    """
-
-    step_size: float = 0.0
-    decay: float = 0.0
-
-    def run_once(self, problem: Problem, theta: Tensor) -> None:
-        momentum: Tensor | None = None
-        for step in range(self.steps):
-            grad = problem.evaluate(theta, progress=step / self.steps).grad
-            assert grad is not None
-            if self.decay:
-                # a case with zero gradient keeps its momentum instead of turning into NaN
-                size = grad.abs().flatten(1).mean(1).clamp(min=torch.finfo(grad.dtype).tiny)
-                scaled = grad / per_case(size, grad)
-                momentum = scaled if momentum is None else self.decay * momentum + scaled
-                grad = momentum
-            theta = problem.threat.project(problem.threat.ascend(theta, grad, self.step_size))
-        problem.finish(theta)
 
 
 @dataclass(frozen=True)
@@ -91,7 +22,7 @@ class AutoPGD(Search):
     progress is read off its fixed monitor.
     """
 
-    def run_once(self, problem: Problem, theta: Tensor) -> None:
+    def run_once(self, problem: Problem, theta: Tensor, random: CaseRandom) -> None:
         threat = problem.threat
         first = problem.evaluate(theta, progress=0.0)
         assert first.grad is not None

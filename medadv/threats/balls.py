@@ -1,96 +1,15 @@
-"""What the attacker may change, and the nearest image that is allowed.
-
-A threat belongs to one batch of images ``x``. It turns a parameter ``theta`` into an image with :meth:`Threat.apply`;
-intensity range, storage grid and region mask live there, so every image that leaves a threat is allowed.
-"""
+"""Lp balls around each image, intersected with the intensity range, the storage grid and the region mask."""
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
-
-
-class CaseRandom:
-    """Random draws that depend on (seed, case id, restart) alone, so that batching never changes them.
-
-    Args:
-        seed: the attack's seed.
-        ids: one id per case.
-        restart: number of the restart.
-    """
-
-    def __init__(self, seed: int, ids: Sequence[object], restart: int = 0) -> None:
-        self.generators = []
-        for case in ids:
-            digest = hashlib.blake2b(f"{seed}/{case}/{restart}".encode(), digest_size=7).digest()
-            self.generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "big")))
-
-    def uniform(self, like: Tensor) -> Tensor:
-        """Uniform in [0, 1), shaped like ``like`` ``(N, ...)``."""
-        draws = [torch.rand(like.shape[1:], generator=g, dtype=like.dtype) for g in self.generators]
-        return torch.stack(draws).to(like.device)
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Standard normal, shaped like ``like`` ``(N, ...)``."""
-        draws = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in self.generators]
-        return torch.stack(draws).to(like.device)
-
-
-def per_case(values: Tensor | float, like: Tensor) -> Tensor:
-    """One number, or one per case ``(N,)``, shaped to broadcast against ``like`` ``(N, ...)``."""
-    given = values if isinstance(values, Tensor) else torch.tensor(values, dtype=like.dtype, device=like.device)
-    return given.view(-1, *[1] * (like.ndim - 1))
-
-
-def case_norm(values: Tensor, order: float = 2) -> Tensor:
-    """Vector norm of each case: ``(N, ...) -> (N,)``."""
-    return torch.linalg.vector_norm(values.flatten(1), ord=order, dim=1)
-
-
-class Threat(ABC):
-    """The set of images the attacker may show instead of ``x``.
-
-    Attributes:
-        x: the images, ``(N, C, *S)``.
-        radius: size of the set in the unit of :meth:`distance`.
-    """
-
-    x: Tensor
-    radius: float
-
-    @abstractmethod
-    def start(self, random: CaseRandom | None) -> Tensor:
-        """``theta`` of the clean image (None), or a random one in the set."""
-
-    @abstractmethod
-    def apply(self, theta: Tensor) -> Tensor:
-        """``theta`` -> images ``(N, C, *S)`` that are allowed, without a graph."""
-
-    @abstractmethod
-    def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """Gradient to the image -> gradient to ``theta`` (range and grid are passed straight through)."""
-
-    @abstractmethod
-    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
-        """Steepest ascent in the geometry of the set; ``step`` in the unit of :meth:`distance`, ``(N,)`` or one."""
-
-    @abstractmethod
-    def project(self, theta: Tensor) -> Tensor:
-        """The nearest allowed ``theta``."""
-
-    @abstractmethod
-    def distance(self, x_adv: Tensor) -> Tensor:
-        """How far images are from ``x``, ``(N,)`` float64."""
-
-    def contains(self, x_adv: Tensor) -> Tensor:
-        """Which images are in the set, ``(N,)`` bool."""
-        return self.distance(x_adv) <= self.radius
+from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
 
 
 class LpBall(Threat):
@@ -106,9 +25,11 @@ class LpBall(Threat):
     """
 
     norm: float
+    _of_cases = ("x", "mask", "lower", "upper", "least", "most")
 
     def __init__(self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None = None) -> None:
         self.x = x
+        self.budget = budget
         self.intensity = intensity
         self.radius = budget.eps
         self.mask = mask
@@ -144,11 +65,15 @@ class LpBall(Threat):
     def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
         return grad if self.mask is None else grad * self.mask
 
-    def distance(self, x_adv: Tensor) -> Tensor:
+    def scaled(self, factor: float) -> LpBall:
+        """The ball with ``factor`` times the radius around the same images."""
+        return type(self)(self.x, replace(self.budget, eps=self.budget.eps * factor), self.intensity, self.mask)
+
+    def distance(self, x_adv: Tensor, theta: Tensor | None = None) -> Tensor:
         moved = (x_adv.to(torch.float64) - self.x.to(torch.float64)) / self.weights
         return case_norm(moved, self.norm)
 
-    def contains(self, x_adv: Tensor) -> Tensor:
+    def contains(self, x_adv: Tensor, theta: Tensor | None = None) -> Tensor:
         inside = ((x_adv >= self.lower) & (x_adv <= self.upper)).flatten(1).all(1)
         return inside & self._in_ball(x_adv)
 

@@ -1,0 +1,25 @@
+"""What the attacker maximises, one number per case."""
+
+from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
+from medadv.objectives.catalogue import OBJECTIVES, make_objective, monitor_of
+from medadv.objectives.library import LossObjective, reference_for
+from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+
+__all__ = [
+    "OBJECTIVES",
+    "CosPGD",
+    "CrossEntropy",
+    "DiceCE",
+    "LossObjective",
+    "Margin",
+    "MaskedCrossEntropy",
+    "Objective",
+    "SegPGD",
+    "SoftDice",
+    "agrees",
+    "make_objective",
+    "mean_over_valid",
+    "monitor_of",
+    "per_voxel_cross_entropy",
+    "reference_for",
+]

@@ -1,0 +1,86 @@
+"""What the attacker maximises: one number per case.
+
+Every objective is ``objective(output, target, valid=..., progress=...) -> (N,)`` on logits ``(N, C, *S)`` and a
+canonical target. Untargeted, it grows as the diagnosis leaves the reference; targeted, as it nears the target. Means
+run over the valid voxels (or labels) of each case, never over a batch. Weights that depend on the prediction are
+detached.
+``progress`` in [0, 1) is the share of the search that is over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from medadv.decisions import Decision, Multiclass
+
+View = Callable[[Tensor], Tensor]
+
+
+class Objective(ABC):
+    """One number per case that the attacker makes large.
+
+    Args:
+        decision: how the logits become a diagnosis.
+        targeted: False: away from the reference; True: towards the given target.
+
+    Attributes:
+        scheduled: True if the value changes with ``progress`` or with the prediction's own weights, so that values of
+            different steps can't be compared; step control then watches a fixed objective (:func:`monitor_of`).
+        voxels_only: True if it compares regions and has no meaning for one diagnosis per image.
+        views: functions of the image whose logits it needs as well; it gets them, without a graph, as ``others``.
+    """
+
+    scheduled = False
+    voxels_only = False
+    views: Sequence[View] = ()
+
+    def __init__(self, decision: Decision, *, targeted: bool = False) -> None:
+        self.decision = decision
+        self.targeted = targeted
+
+    @abstractmethod
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        """Logits ``(N, C, *S)``, canonical target and validity -> ``(N,)``."""
+
+    def badness(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """How far the attacker is by the hard diagnosis, ``(N,)``, large is what it wants; ranks images first.
+
+        The hard score against the reference with its sign turned, or the agreement with the target. An objective that
+        wants something else (a volume, a lesion) says so here, and selection follows. A case that can't be scored
+        gets -1, as any number equal for all its images will do.
+        """
+        score = self.decision.score(output, target, valid)
+        return (score if self.targeted else -score).nan_to_num(-1.0)
+
+    @property
+    def floor(self) -> float:
+        """The badness at which nothing is left to gain by the hard diagnosis."""
+        return 1.0 if self.targeted else 0.0
+
+    @property
+    def sign(self) -> float:
+        """+1 to leave the reference, -1 to approach the target: the sign of a loss that measures disagreement."""
+        return -1.0 if self.targeted else 1.0
+
+
+def per_voxel_cross_entropy(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy like ``target``: softmax over classes, or binary per label."""
+    if isinstance(decision, Multiclass):
+        return F.cross_entropy(output, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
+
+
+def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` over the valid entries of each case ``(N, ...) -> (N,)``; 0 for a case without any."""
+    if values.ndim == 1:
+        return values * valid
+    return (values * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+
+def agrees(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
+    """Where the hard diagnosis equals the target, like ``target``."""
+    return decision.harden(output.detach()) == target

@@ -1,0 +1,55 @@
+"""Objectives by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from medadv.decisions import Decision
+from medadv.names import unknown_name
+from medadv.objectives.base import Objective
+from medadv.objectives.library import LossObjective
+from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ce": CrossEntropy,
+    "margin": Margin,
+    "dice": SoftDice,
+    "dicece": DiceCE,
+    "segpgd": SegPGD,
+    "cospgd": CosPGD,
+    "masked-ce": MaskedCrossEntropy,
+}
+
+
+def make_objective(given: str | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool) -> Objective:
+    """An objective from its name, a ready :class:`Objective`, or any MONAI or torch loss.
+
+    Raises:
+        ValueError: an unknown name, or an objective that is not for this decision or direction.
+    """
+    if isinstance(given, str):
+        if given not in OBJECTIVES:
+            raise unknown_name("objective", given, OBJECTIVES)
+        return OBJECTIVES[given](decision, targeted=targeted)
+    if isinstance(given, Objective):
+        if given.decision != decision or given.targeted != targeted:
+            raise ValueError(
+                f"the objective was made for {given.decision}, targeted={given.targeted}, the attack is on {decision}, "
+                f"targeted={targeted}; make it for the same or pass its name."
+            )
+        return given
+    return LossObjective(decision, given, targeted=targeted)
+
+
+def monitor_of(objective: Objective, segments: bool) -> Objective:
+    """A fixed objective that ranks iterates: itself; where it is scheduled, soft Dice (voxels) or cross-entropy.
+
+    Args:
+        objective: what the attack maximises.
+        segments: True for one diagnosis per voxel.
+    """
+    if not objective.scheduled:
+        return objective
+    return (SoftDice if segments else CrossEntropy)(objective.decision, targeted=objective.targeted)

@@ -1,0 +1,160 @@
+"""Losses of images and voxels: cross-entropy, margins, soft Dice, and the scheduled losses of segmentation attacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
+from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
+
+
+class CrossEntropy(Objective):
+    """Mean cross-entropy (arXiv 1412.6572, 1706.06083); binary per label for ``Multilabel``.
+
+    Example:
+        >>> import torch
+        >>> objective = CrossEntropy(Multiclass(2))
+        >>> objective(torch.zeros(1, 2), torch.tensor([0]), valid=torch.tensor([True]))
+        tensor([0.6931])
+    """
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
+
+
+class Margin(Objective):
+    """Signed distance in logits to the decision boundary; on images the raw margin, on voxels hinged at the boundary.
+
+    Multiclass, untargeted: ``max_{k != y} z_k - z_y``; targeted: ``z_t - max_{k != t} z_k``. Multilabel: with
+    ``m_c = (2 y_c - 1)(z_c - logit(threshold_c))`` the sum over labels still right of ``-m_c``, per label. A voxel or
+    label that already is as wanted has no more to give, so its hinge is flat; an image's margin is not hinged, so the
+    search keeps a direction after success.
+
+    Args:
+        over: for ``Multilabel`` images which labels count: ``"share"`` (each label on its own), ``"any"`` (the weakest
+            one: ``-min_c m_c``), ``"all"`` (the strongest one: ``-max_c m_c``).
+    """
+
+    def __init__(self, decision: Decision, *, targeted: bool = False, over: str = "share") -> None:
+        super().__init__(decision, targeted=targeted)
+        if over not in ("share", "any", "all"):
+            raise ValueError(f"over={over!r} is unknown; choose 'share', 'any' or 'all' labels.")
+        if over != "share" and isinstance(decision, Multiclass):
+            raise ValueError(f"over={over!r} is about several labels; a multi-class decision has one, leave it out.")
+        self.over = over
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        margin = self._margin(output, target)
+        if margin.ndim == 1:
+            return -self.sign * margin * valid
+        if self.over != "share":
+            return self._extreme_label(margin, valid)
+        unfinished = margin.clamp(max=0) if self.targeted else margin.clamp(min=0)
+        return -self.sign * mean_over_valid(unfinished, valid)
+
+    def _margin(self, output: Tensor, target: Tensor) -> Tensor:
+        """Positive where the diagnosis equals the target, like ``target``."""
+        if isinstance(self.decision, Multilabel):
+            return (2 * target - 1) * (output - self.decision.logit_threshold(output))
+        own = output.gather(1, target[:, None])[:, 0]
+        others = output.masked_fill(self.decision.one_hot(target), -torch.inf)
+        return own - others.amax(1)
+
+    def _extreme_label(self, margin: Tensor, valid: Tensor) -> Tensor:
+        # untargeted "any": one label wrong suffices, so push the weakest; targeted "all": the weakest must be right
+        weakest = (self.over == "any") != self.targeted
+        flat = margin.masked_fill(~valid, torch.inf if weakest else -torch.inf).flatten(1)
+        extreme = flat.amin(1) if weakest else flat.amax(1)
+        return -self.sign * torch.where(extreme.isfinite(), extreme, torch.zeros_like(extreme))
+
+
+class SoftDice(Objective):
+    """One minus the soft foreground Dice of each case, with a false-positive term for absent classes.
+
+    With p the probabilities, over the foreground classes present in the reference ``1 - 2 sum(p y) / sum(p + y)``, in
+    the mean; plus for the absent ones the mean share of voxels that p claims. Without the second term a case would give
+    the attacker nothing for inventing a lesion; without leaving absent classes out of the first, Dice has no gradient
+    on them. No smoothing constant is needed as a present class has a voxel. Targeted: its negative, against the target.
+
+    Example:
+        >>> import torch
+        >>> objective = SoftDice(Multiclass(2, background=0))
+        >>> target = torch.tensor([[[0, 1]]])
+        >>> objective(torch.tensor([[[[9., -9.]], [[-9., 9.]]]]), target, valid=target >= 0).round(decimals=4)
+        tensor([0.])
+    """
+
+    voxels_only = True
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        channels = self.decision.foreground
+        mask = select_channels(self.decision.voxelwise(valid), channels)
+        p = (select_channels(self.decision.probabilities(output), channels) * mask).flatten(2)
+        y = (self.decision.one_hot(target, channels) & mask).flatten(2)
+        size, mass = y.sum(2), p.sum(2)
+        present = size > 0
+        dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
+        claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+        missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
+        invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+        return self.sign * (missed + invented)
+
+
+class DiceCE(Objective):
+    """:class:`SoftDice` plus :class:`CrossEntropy`."""
+
+    voxels_only = True
+
+    def __init__(self, decision: Decision, *, targeted: bool = False) -> None:
+        super().__init__(decision, targeted=targeted)
+        self.parts = (SoftDice(decision, targeted=targeted), CrossEntropy(decision, targeted=targeted))
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        dice, cross_entropy = (part(output, target, valid=valid, progress=progress) for part in self.parts)
+        return dice + cross_entropy
+
+
+class SegPGD(Objective):
+    """Cross-entropy that first counts voxels still right, later also those already wrong (arXiv 2207.12391).
+
+    Untargeted: ``(1 - w) sum_right CE + w sum_wrong CE`` with ``w = progress / 2``, over the number of valid voxels.
+    Targeted, as a loss to descend: ``(1 - w) sum_{not yet target} CE(t) + w sum_{already target} CE(t)``.
+    """
+
+    scheduled = True
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        late = progress / 2
+        unfinished = agrees(self.decision, output, target) != self.targeted
+        weight = late + (1 - 2 * late) * unfinished.to(output.dtype)
+        return self.sign * mean_over_valid(weight * per_voxel_cross_entropy(self.decision, output, target), valid)
+
+
+class CosPGD(Objective):
+    """Cross-entropy weighted by how well each voxel's probabilities align with the reference (arXiv 2302.02213).
+
+    The weight is ``cos(p, onehot(y))``, detached; targeted ``1 - cos``, descending. Multilabel: per label, the cosine
+    of ``(p, 1 - p)`` with ``(y, 1 - y)``.
+    """
+
+    scheduled = True
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        p = self.decision.probabilities(output.detach())
+        if isinstance(self.decision, Multiclass):
+            cosine = p.gather(1, target[:, None])[:, 0] / p.norm(dim=1)
+        else:
+            cosine = torch.where(target == 1, p, 1 - p) / (p.square() + (1 - p).square()).sqrt()
+        weight = 1 - cosine if self.targeted else cosine
+        return self.sign * mean_over_valid(weight * per_voxel_cross_entropy(self.decision, output, target), valid)
+
+
+class MaskedCrossEntropy(Objective):
+    """Cross-entropy over the voxels still right (targeted: not yet as wanted), a loss of SEA (arXiv 2306.12941)."""
+
+    scheduled = True
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        unfinished = agrees(self.decision, output, target) != self.targeted
+        return self.sign * mean_over_valid(unfinished * per_voxel_cross_entropy(self.decision, output, target), valid)

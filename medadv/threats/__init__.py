@@ -1,0 +1,23 @@
+"""What the attacker may change, and the nearest image that is allowed.
+
+A threat belongs to one batch of images ``x``. It turns a parameter ``theta`` into an image with :meth:`Threat.apply`;
+intensity range, storage grid and region mask live there, so every image that leaves a threat is allowed.
+"""
+
+from medadv.threats.balls import BALLS, L2Ball, LInfBall, LpBall
+from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
+from medadv.threats.kinds import BALL_KINDS, THREATS, ThreatKind
+
+__all__ = [
+    "BALLS",
+    "BALL_KINDS",
+    "THREATS",
+    "CaseRandom",
+    "L2Ball",
+    "LInfBall",
+    "LpBall",
+    "Threat",
+    "ThreatKind",
+    "case_norm",
+    "per_case",
+]
