@@ -41,7 +41,7 @@ class Outcome:
         linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
         diagnosis: the model's output.
         endpoints: rows of :class:`EndpointTable`.
-        passes, seconds: what it cost.
+        passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
     """
 
     attack: str
@@ -57,6 +57,7 @@ class Outcome:
     diagnosis: Diagnosis
     endpoints: pd.DataFrame
     passes: Passes = field(default_factory=Passes)
+    queries: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seconds: float = 0.0
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
@@ -182,7 +183,9 @@ class Evaluator:
         }
         outcome = self._outcome(
             torch.from_numpy(x_adv), self.clean.diagnosis, attack=name, access=attack.recipe.access,
-            threat=f"l{attack.norm:g}", settings=settings, eps=attack.budget.eps, fraction=attack.budget.fraction,
+            threat="none" if attack.threat_kind is None else attack.threat_kind.name, settings=settings,
+            eps=np.nan if attack.budget is None else attack.budget.eps,
+            fraction=np.nan if attack.budget is None else attack.budget.fraction, queries=attack.queries,
             passes=attack.passes, seconds=seconds,
         )  # fmt: skip
         outcome.images = x_adv if keep_images else None

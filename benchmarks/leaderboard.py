@@ -147,7 +147,7 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
     scored = ~np.isnan(outcome.scores)
     interval = mean_interval(outcome.scores, cases.patients)
     success, rule = success_of(clean.scores, outcome.scores, data, evaluation.segments)
-    queries = outcome.passes.forward if outcome.access in ("score", "decision") else 0
+    queries = int(outcome.queries.max(initial=0)) if outcome.access in ("score", "decision") else 0
     return {
         **_described(entry, data, cases, evaluation.segments),
         "n_unscored": int((~scored).sum()),

@@ -228,7 +228,7 @@ class CatalogueAttack(EvasionAttack, ABC):
         """Checked input, in batches."""
         self._check_images(x)
         region = None if mask is None else _region(mask, x)
-        names = list(range(len(x))) if ids is None else list(ids)
+        names: list[object] = list(range(len(x))) if ids is None else list(ids)
         if len(names) != len(x):
             raise ValueError(f"{len(names)} ids for {len(x)} images; give one per case.")
         target, valid = self._reference(x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medadv.attacks.base import Batch, CatalogueAttack, Solution
+from medadv.intensities import Budget
 from medadv.objectives import Objective, make_objective
 from medadv.problem import Problem
 from medadv.search import Search
@@ -33,6 +34,7 @@ class FrameworkAttack(CatalogueAttack):
         (True, Passes(forward=6, backward=5))
     """
 
+    budget: Budget
     objective: Any
     eps_step: float | str | None
     max_iter: int
@@ -60,13 +62,13 @@ class FrameworkAttack(CatalogueAttack):
     def step_size(self) -> float:
         """``eps_step`` in the unit of the budget; a quarter of ``eps`` where it was not given."""
         given = getattr(self, "eps_step", None)
-        assert self.budget is not None and self.threat_kind is not None
+        assert self.threat_kind is not None
         return self.budget.eps / 4 if given is None else self.threat_kind.budget(given, self.victim.intensity).eps
 
     def threat_around(self, batch: Batch) -> Threat:
         """The threat set of a batch."""
         kind = self.threat_kind
-        assert kind is not None and self.budget is not None
+        assert kind is not None
         return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self))
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:

@@ -29,6 +29,7 @@ class LossObjective(Objective):
 
     Example:
         >>> import torch
+        >>> from medadv.decisions import Multiclass
         >>> from monai.losses import DiceLoss
         >>> objective = LossObjective(Multiclass(2), DiceLoss(to_onehot_y=True, softmax=True))
         >>> target = torch.zeros(2, 4, 4, dtype=torch.int64)
