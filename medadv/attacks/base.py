@@ -102,6 +102,7 @@ class CatalogueAttack(EvasionAttack, ABC):
     _estimator_requirements = ()
 
     budget: Budget | None
+    norm: Any
 
     def __init__(
         self,
