@@ -10,7 +10,18 @@ from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
 from medadv.objectives.library import LossObjective
-from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+from medadv.objectives.losses import (
+    DLR,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    JensenShannon,
+    Margin,
+    MaskedCrossEntropy,
+    MaskedSpherical,
+    SegPGD,
+    SoftDice,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
@@ -20,6 +31,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "segpgd": SegPGD,
     "cospgd": CosPGD,
     "masked-ce": MaskedCrossEntropy,
+    "dlr": DLR,
+    "js": JensenShannon,
+    "mask-norm": MaskedSpherical,
 }
 
 
