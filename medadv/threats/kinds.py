@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
-from medadv.threats.balls import L2Ball, LInfBall
+from medadv.threats.balls import L1Ball, L2Ball, LInfBall
 from medadv.threats.base import Threat
 
 Build = Callable[..., Threat]
@@ -54,6 +54,7 @@ class ThreatKind:
 _BALLS = (
     ThreatKind("linf", "every voxel moves by at most eps", LInfBall, norm=torch.inf),
     ThreatKind("l2", "the root of the summed squared change is at most eps", L2Ball, norm=2.0),
+    ThreatKind("l1", "the summed absolute change is at most eps", L1Ball, norm=1.0),
 )
 
 THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in _BALLS}
