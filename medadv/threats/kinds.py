@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
 from medadv.threats.balls import L2Ball, LInfBall
-from medadv.threats.base import Threat
+from medadv.threats.base import CaseRandom, Threat
 
 Build = Callable[..., Threat]
 
@@ -32,6 +32,8 @@ class ThreatKind:
         eps: default budget; None: the user must say it.
         options: parameters of ``build`` that an attack may set, with their defaults.
         norm: order of the ball, where it is one.
+        drawn: True if the set itself is drawn at random per case, such as the place of a patch; ``build`` then gets
+            the draws of each case as ``random``.
         ranks: spatial dimensions it is for.
     """
 
@@ -42,13 +44,23 @@ class ThreatKind:
     eps: float | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     norm: float | None = None
+    drawn: bool = False
     ranks: tuple[int, ...] = (2, 3)
 
     def threat(
-        self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None, options: Mapping[str, Any]
+        self,
+        x: Tensor,
+        budget: Budget,
+        intensity: Intensity,
+        mask: Tensor | None,
+        options: Mapping[str, Any],
+        random: CaseRandom | None = None,
     ) -> Threat:
-        """The set around images ``x``; of ``options`` those are used that this kind has."""
-        return self.build(x, budget, intensity, mask, **{name: options[name] for name in self.options})
+        """The set around images ``x``; of ``options`` and of the draws those are used that this kind has."""
+        used = {name: options[name] for name in self.options}
+        if self.drawn:
+            used["random"] = random
+        return self.build(x, budget, intensity, mask, **used)
 
 
 _BALLS = (
