@@ -92,4 +92,6 @@ def solution_of(problem: Problem) -> Solution:
     best = problem.best
     assert best is not None
     inside = problem.threat.contains(best.x, best.theta)
-    return Solution(best.x, inside, problem.undirected, problem.queries)
+    theta = best.x - problem.threat.x if best.theta is None else best.theta
+    reference = problem.threat.apply_target(theta, problem.target, problem.valid)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference)
