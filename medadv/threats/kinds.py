@@ -12,6 +12,9 @@ from torch import Tensor
 from medadv.intensities import Budget, Intensity
 from medadv.threats.balls import L2Ball, LInfBall
 from medadv.threats.base import CaseRandom, Threat
+from medadv.threats.geometry import Affine, Deformation, affine_budget, displacement_budget
+from medadv.threats.kspace import KSpace, kspace_budget
+from medadv.threats.patches import Patch, patch_budget
 
 Build = Callable[..., Threat]
 
@@ -68,5 +71,16 @@ _BALLS = (
     ThreatKind("l2", "the root of the summed squared change is at most eps", L2Ball, norm=2.0),
 )
 
-THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in _BALLS}
+_PHYSICAL = (
+    ThreatKind("deformation", "a smooth one-to-one field moves image and reference by at most eps voxels along an axis",
+               Deformation, displacement_budget, eps=1.0, options={"control_points": 5, "interpolation": "bspline"}),
+    ThreatKind("affine", "image and reference turn, scale and shift by at most the share eps of the limits", Affine,
+               affine_budget, eps=1.0, options={"rotation": 30.0, "scale": 0.2, "translation": 0.1, "shear": 0.0}),
+    ThreatKind("patch", "any intensity in a box of at most the share eps of the voxels, which do not count", Patch,
+               patch_budget, eps=0.05, options={"location": "random", "score_patch": False}, drawn=True),
+    ThreatKind("kspace", "a complex change of k-space lines with at most the share eps of its L2 norm", KSpace,
+               kspace_budget, eps=0.02, options={"lines": "all", "reconstruction": "auto"}, drawn=True),
+)  # fmt: skip
+
+THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_PHYSICAL)}
 BALL_KINDS: dict[float, ThreatKind] = {kind.norm: kind for kind in _BALLS if kind.norm is not None}
