@@ -6,7 +6,7 @@ from typing import Any
 
 from medadv.attacks.base import Batch, CatalogueAttack, Solution
 from medadv.intensities import Budget
-from medadv.objectives import Objective, make_objective
+from medadv.objectives import Objective, by_task, make_objective
 from medadv.problem import Problem
 from medadv.search import Search
 from medadv.threats import CaseRandom, Threat
@@ -42,7 +42,9 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
+        self._objective: Objective = make_objective(
+            by_task(self.objective, self.victim.segments), self.victim.decision, targeted=self.targeted
+        )
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "

@@ -29,7 +29,8 @@ class Recipe:
     Attributes:
         name: name in the catalogue.
         summary: what it does, in one line.
-        objective: name of its objective, or what it pursues in words where it does not factor.
+        objective: name of its objective, ``"auto"`` (soft Dice on voxels, else cross-entropy), or what it pursues in
+            words where it does not factor.
         search: builds the search from the attack's parameters; None for attacks with a class of their own.
         search_name: how the table calls it.
         reference: paper id.
@@ -46,6 +47,7 @@ class Recipe:
         fixed_objective: False if ``objective=`` may replace its objective.
         directed: False if it can't be targeted.
         minimal: True if it looks for the smallest perturbation and needs no ``eps``.
+        independent: False if cases of a batch influence each other or share draws.
         alternatives: names of attacks to point to where this one is not right.
     """
 
@@ -68,6 +70,7 @@ class Recipe:
     fixed_objective: bool = True
     directed: bool = True
     minimal: bool = False
+    independent: bool = True
     alternatives: tuple[str, ...] = ()
 
     @property

@@ -1,11 +1,12 @@
 """What the attacker maximises, one number per case."""
 
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
-from medadv.objectives.catalogue import OBJECTIVES, make_objective, monitor_of
+from medadv.objectives.catalogue import AUTO, OBJECTIVES, by_task, make_objective, monitor_of
 from medadv.objectives.library import LossObjective, reference_for
 from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
 
 __all__ = [
+    "AUTO",
     "OBJECTIVES",
     "CosPGD",
     "CrossEntropy",
@@ -17,6 +18,7 @@ __all__ = [
     "SegPGD",
     "SoftDice",
     "agrees",
+    "by_task",
     "make_objective",
     "mean_over_valid",
     "monitor_of",
