@@ -15,7 +15,7 @@ def _auto(attack: FrameworkAttack) -> Search:
 
 def _physical(name: str, summary: str, reference: str, *, max_iter: int = 40, restarts: int = 1) -> Recipe:
     options: dict[str, Any] = {"max_iter": max_iter, "num_random_init": restarts}
-    return Recipe(name, summary, "ce", _auto, "auto-pgd", reference, options, norms=(), threat=name,
+    return Recipe(name, summary, "auto", _auto, "auto-pgd", reference, options, norms=(), threat=name,
                   fixed_objective=False)  # fmt: skip
 
 

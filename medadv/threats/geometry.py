@@ -53,7 +53,9 @@ class Warp(ParametricThreat):
         moved_valid = moved_valid & inside.view(len(target), *channels, *self.spatial)
         if self.mask is None:
             return moved_target, moved_valid
-        every, some = (seen.view(len(target), *channels, *self.spatial) for seen in (self.mask.all(1), self.mask.any(1)))
+        every, some = (
+            seen.view(len(target), *channels, *self.spatial) for seen in (self.mask.all(1), self.mask.any(1))
+        )
         return torch.where(every, moved_target, target), torch.where(every, moved_valid, valid & ~some)
 
 
@@ -292,5 +294,5 @@ def affine_budget(eps: float | str, intensity: Intensity) -> Budget:
     """Reads the share of the limits that may be used, 0 to 1."""
     budget = limit_reader("the share of the limits of rotation, scale, translation and shear")(eps, intensity)
     if budget.eps > 1:
-        raise ValueError(f"eps={eps!r} is more than all of the limits; give 0 to 1, or raise rotation=, scale= or the others.")
+        raise ValueError(f"eps={eps!r} is more than all of the limits; give 0 to 1, or raise rotation= and the others.")
     return budget

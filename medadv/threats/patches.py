@@ -122,9 +122,7 @@ def patch_budget(eps: float | str, intensity: Intensity) -> Budget:
     return budget
 
 
-def _region(
-    x: Tensor, sides: tuple[int, ...], location: Any, mask: Tensor | None, random: CaseRandom | None
-) -> Tensor:
+def _region(x: Tensor, sides: tuple[int, ...], location: Any, mask: Tensor | None, random: CaseRandom | None) -> Tensor:
     """Where the patch of each case lies, bool ``(N, 1, *S)``."""
     region = torch.zeros_like(x[:, :1], dtype=torch.bool)
     if not all(sides):
@@ -136,13 +134,13 @@ def _region(
     else:
         starts = [_fixed(location, tuple(x.shape[2:]), sides)] * len(x)
     for case, start in enumerate(starts):
-        if start is None or not bool(fits[(case, *start)]):
+        if start is None or not bool(fits[case][start]):
             raise ValueError(
-                f"the mask of case {case} of the batch does not hold a patch of {' x '.join(map(str, sides))} voxels at "
-                f"location={location!r}; give a smaller eps, another location or a larger mask."
+                f"the mask of case {case} of the batch does not hold a patch of {' x '.join(map(str, sides))} voxels "
+                f"at location={location!r}; give a smaller eps, another location or a larger mask."
             )
         box = tuple(slice(first, first + side) for first, side in zip(start, sides, strict=True))
-        region[(case, 0, *box)] = True
+        region[case, 0][box] = True
     return region
 
 
