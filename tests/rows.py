@@ -15,7 +15,7 @@ from medadv.search import AutoPGD, SteepestAscent
 STEPS = 4
 BUDGETS = {np.inf: "8/255", 2.0: 0.5, 1.0: 3.0}
 # what makes a row fast on tiny models, where fewer steps alone don't
-FAST: dict[str, dict[str, Any]] = {}
+FAST: dict[str, dict[str, Any]] = {"deformation": {"eps": 0.5}}
 # rows that start at the image and draw nothing
 FIXED_START = ("fgsm", "bim", "mi-fgsm", "ni-fgsm")
 

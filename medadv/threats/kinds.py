@@ -72,10 +72,12 @@ _BALLS = (
 )
 
 _PHYSICAL = (
-    ThreatKind("deformation", "a smooth one-to-one field moves image and reference by at most eps voxels along an axis",
-               Deformation, displacement_budget, eps=1.0, options={"control_points": 5, "interpolation": "bspline"}),
+    ThreatKind("deformation", "a smooth one-to-one field moves image and reference by at most eps along an axis",
+               Deformation, displacement_budget, eps=1.0,
+               options={"control_points": 5, "interpolation": "bspline", "spacing": None}),
     ThreatKind("affine", "image and reference turn, scale and shift by at most the share eps of the limits", Affine,
-               affine_budget, eps=1.0, options={"rotation": 30.0, "scale": 0.2, "translation": 0.1, "shear": 0.0}),
+               affine_budget, eps=1.0, options={"rotation": 30.0, "scale": 0.2, "translation": 0.1, "shear": 0.0,
+                                                     "spacing": None}),
     ThreatKind("patch", "any intensity in a box of at most the share eps of the voxels, which do not count", Patch,
                patch_budget, eps=0.05, options={"location": "random", "score_patch": False}, drawn=True),
     ThreatKind("kspace", "a complex change of k-space lines with at most the share eps of its L2 norm", KSpace,
