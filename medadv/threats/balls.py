@@ -25,7 +25,7 @@ class LpBall(Threat):
     """
 
     norm: float
-    _of_cases = ("x", "mask", "lower", "upper", "least", "most")
+    _of_cases: tuple[str, ...] = ("x", "mask", "lower", "upper", "least", "most")
 
     def __init__(self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None = None) -> None:
         self.x = x
