@@ -30,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")
-    cost.add_argument("--pairs", type=int, default=30, help="interleaved pairs of runs per network")
+    cost.add_argument("--pairs", type=int, help="interleaved pairs of runs per network; default 30, of --attacks 5")
+    cost.add_argument(
+        "--attacks", nargs="*", metavar="NAME", help="time these attacks (default: all) beside plain passes instead"
+    )
     return top
 
 
@@ -92,11 +95,17 @@ def _check(names: list[str] | None, out: Path) -> int:
 
 def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
+    from medadv.benchmarks.cost_table import attack_costs
 
-    if given.pairs < 2:
-        raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
+    pairs = given.pairs if given.pairs is not None else 30 if given.attacks is None else 5
+    if pairs < 2:
+        raise ValueError(f"--pairs {pairs} says nothing about time; give at least 2.")
+    if given.attacks is None:
+        table = cost_table(pairs)
+    else:
+        table = attack_costs([recipe_of(name).name for name in given.attacks] or None, pairs)
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
-        print(cost_table(given.pairs).to_string(index=False))
+        print(table.to_string(index=False))
     return 0
 
 

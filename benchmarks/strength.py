@@ -33,8 +33,8 @@ def strength_table(leaderboard: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFra
     others = cases[~cases.attack.isin(beside)]
     if not (cases.attack == ENSEMBLE).any() or others.empty:
         raise ValueError(
-            f"the run holds attacks {', '.join(sorted(set(cases.attack)))}; it needs {ENSEMBLE!r} and attacks to compare "
-            "it with."
+            f"the run holds attacks {', '.join(sorted(set(cases.attack)))}; it needs {ENSEMBLE!r} and attacks to "
+            "compare it with."
         )
     rows = []
     for key, found in cases[cases.attack == ENSEMBLE].groupby(_KEY, sort=False, dropna=False):
@@ -50,7 +50,8 @@ def strength_table(leaderboard: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFra
         rows.append({
             **dict(zip(_KEY, key, strict=True)), "eps_fraction": board.eps_fraction.iloc[0], "n_cases": len(found),
             "metric": board.metric.iloc[0], "clean": board.clean.iloc[0], "robust": left, "others": tried,
-            "gap": left - tried, "holds": bool(left - tried <= one + 1e-9), "strongest_other": rest.adversarial.idxmin(),
+            "gap": left - tried, "holds": bool(left - tried <= one + 1e-9),
+            "strongest_other": rest.adversarial.idxmin(),
             "robust_2x": twice, "change_2x": left - twice,
             "forward_passes": board.forward_passes[ENSEMBLE], "backward_passes": board.backward_passes[ENSEMBLE],
             "seconds": board.seconds[ENSEMBLE], "others_seconds": rest.seconds.sum(),
@@ -62,8 +63,8 @@ def _like(table: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
     """Rows of the same model, threat and budget."""
     same = np.ones(len(table), dtype=bool)
     for name, value in zip(_KEY, key, strict=True):
-        column = table[name]
-        same &= np.isclose(column, value) if name == "eps" else (column == value).to_numpy()  # type: ignore[arg-type]
+        column = table[name].to_numpy()
+        same &= np.isclose(column.astype(float), value) if name == "eps" else column == value  # type: ignore[arg-type]
     return table[same]
 
 
