@@ -4,7 +4,7 @@ A threat belongs to one batch of images ``x``. It turns a parameter ``theta`` in
 intensity range, storage grid and region mask live there, so every image that leaves a threat is allowed.
 """
 
-from medadv.threats.balls import BALLS, L2Ball, LInfBall, LpBall
+from medadv.threats.balls import BALLS, L1Ball, L2Ball, LInfBall, LpBall
 from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
 from medadv.threats.geometry import Affine, Deformation
 from medadv.threats.kinds import BALL_KINDS, THREATS, ThreatKind
@@ -17,6 +17,7 @@ __all__ = [
     "THREATS",
     "Affine",
     "CaseRandom",
+    "L1Ball",
     "Deformation",
     "KSpace",
     "L2Ball",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
-from medadv.threats.balls import L2Ball, LInfBall
+from medadv.threats.balls import L1Ball, L2Ball, LInfBall
 from medadv.threats.base import CaseRandom, Threat
 from medadv.threats.geometry import Affine, Deformation, affine_budget, displacement_budget
 from medadv.threats.kspace import KSpace, kspace_budget
@@ -69,6 +69,7 @@ class ThreatKind:
 _BALLS = (
     ThreatKind("linf", "every voxel moves by at most eps", LInfBall, norm=torch.inf),
     ThreatKind("l2", "the root of the summed squared change is at most eps", L2Ball, norm=2.0),
+    ThreatKind("l1", "the summed absolute change is at most eps", L1Ball, norm=1.0),
 )
 
 _PHYSICAL = (
