@@ -76,7 +76,7 @@ def test_eot_gives_the_expected_gradient_of_affine_noise(source):
         assert victim.passes.forward == victim.passes.backward == n
     # the gradient of E[z] is the mean of w; 300 draws of standard deviation 2 leave 0.12 of error
     assert (grads[300] - mean).abs().max() < 0.5
-    assert (grads[300] - mean).square().mean().sqrt() < 0.15
+    assert (grads[300] - mean).square().mean().sqrt() < 0.2
     assert (grads[1] - mean).square().mean().sqrt() > 1
     after = torch.random.get_rng_state(), np.random.get_state()[1], random.getstate()
     assert all(np.array_equal(a, b) for a, b in zip(states[:2], after[:2], strict=True)) and states[2] == after[2]
