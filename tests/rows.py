@@ -44,6 +44,8 @@ def attack_on(case: Setting, name: str, **options: Any) -> CatalogueAttack:
     """A row on a tiny model, with few steps and a budget that fits its norm."""
     row = CATALOGUE[name]
     fast = {**({"max_iter": STEPS} if "max_iter" in row.options else {}), **FAST.get(name, {})}
+    if name == "transfer":
+        fast["surrogate"] = case.estimator
     norm = options.get("norm") or (row.norms[0] if row.norms else None)
     options = {key: value for key, value in options.items() if key != "norm" or value is not None}
     return create(name, case.estimator, **{"eps": BUDGETS.get(norm), **fast, **options})
