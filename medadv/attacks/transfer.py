@@ -87,13 +87,10 @@ def check_same_images(surrogate: Any, seen: Victim, target: Any, aimed: Victim) 
     Raises:
         ValueError: what differs, in one sentence.
     """
-    shapes = [getattr(estimator, "input_shape", None) for estimator in (surrogate, target)]
-    known = all(isinstance(shape, tuple) for shape in shapes)
     # sizes may differ where networks take any; channels and rank can't
-    if known and (shapes[0][0], len(shapes[0])) != (shapes[1][0], len(shapes[1])):
-        raise ValueError(
-            f"the surrogate takes images {shapes[0]}, the target {shapes[1]}; give one for the same images."
-        )
+    mine, theirs = (getattr(estimator, "input_shape", ()) for estimator in (surrogate, target))
+    if mine and theirs and (mine[0], len(mine)) != (theirs[0], len(theirs)):
+        raise ValueError(f"the surrogate takes images {mine}, the target {theirs}; give one for the same images.")
     if seen.intensity != aimed.intensity:
         raise ValueError(
             f"the surrogate's images are in {seen.intensity}, the target's in {aimed.intensity}; put what differs into "
