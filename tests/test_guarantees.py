@@ -339,9 +339,9 @@ def test_passes_are_what_was_promised(name, kind, keep):
 @pytest.mark.parametrize(("name", "kind"), ROWS)
 def test_passes_and_queries_are_counted(name, kind):
     case = setting(kind)
+    attack = attack_on(case, name)
     count, seen = hooked(case), []
     case.net.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    attack = attack_on(case, name)
     attack.generate(case.x, case.y)
     assert vars(attack.passes) == count
     if CATALOGUE[name].independent:
