@@ -1,7 +1,7 @@
 """What the attacker maximises, one number per case."""
 
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
-from medadv.objectives.catalogue import OBJECTIVES, make_objective, monitor_of
+from medadv.objectives.catalogue import AUTO, OBJECTIVES, by_task, make_objective, monitor_of
 from medadv.objectives.library import LossObjective, reference_for
 from medadv.objectives.losses import (
     DLR,
@@ -17,6 +17,7 @@ from medadv.objectives.losses import (
 )
 
 __all__ = [
+    "AUTO",
     "DLR",
     "OBJECTIVES",
     "CosPGD",
@@ -31,6 +32,7 @@ __all__ = [
     "SegPGD",
     "SoftDice",
     "agrees",
+    "by_task",
     "make_objective",
     "mean_over_valid",
     "monitor_of",

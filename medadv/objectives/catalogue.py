@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -36,6 +37,20 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mask-norm": MaskedSpherical,
 }
 
+AUTO = "auto"
+
+
+def by_task(given: Any, segments: bool) -> Any:
+    """What ``"auto"`` stands for: soft Dice where there is one diagnosis per voxel, else cross-entropy.
+
+    Example:
+        >>> by_task("auto", segments=True), by_task("margin", segments=True)
+        ('dice', 'margin')
+    """
+    if isinstance(given, str) and given == AUTO:
+        return "dice" if segments else "ce"
+    return given
+
 
 def make_objective(given: str | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool) -> Objective:
     """An objective from its name, a ready :class:`Objective`, or any MONAI or torch loss.
@@ -66,4 +81,4 @@ def monitor_of(objective: Objective, segments: bool) -> Objective:
     """
     if not objective.scheduled:
         return objective
-    return (SoftDice if segments else CrossEntropy)(objective.decision, targeted=objective.targeted)
+    return OBJECTIVES[by_task(AUTO, segments)](objective.decision, targeted=objective.targeted)
