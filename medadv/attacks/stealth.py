@@ -11,6 +11,7 @@ from medadv.attacks.base import Batch, Solution
 from medadv.attacks.framework import FrameworkAttack
 from medadv.attacks.recipes import LINF_L2, Recipe
 from medadv.features import FeatureVictim, GaussianStatistics, feature_victim_in, fit_statistics
+from medadv.objectives.evasion import plain_of
 from medadv.objectives.features import HierarchicalFeatures
 from medadv.objectives.stability import Stabilised
 from medadv.search import Search, SteepestAscent
@@ -44,7 +45,8 @@ class StabilisedAttack(FrameworkAttack):
     sigma: float | Sequence[float]
 
     def _prepare(self) -> None:
-        self.objective = Stabilised(self.victim.decision, targeted=self.targeted, a=self.a, sigma=self.sigma)
+        decision = plain_of(self.victim.decision)
+        self.objective = Stabilised(decision, targeted=self.targeted, a=self.a, sigma=self.sigma)
         super()._prepare()
 
 
@@ -90,13 +92,14 @@ class FeatureAttack(FrameworkAttack):
             raise ValueError(
                 f"layers={self.layers!r}, but the statistics are of {', '.join(layers)}; leave layers out."
             )
-        given = victim_of(self.estimator)
+        given: Any = victim_of(self.estimator)
         core = feature_victim_in(given)
         if core is not None and not set(layers) <= set(core.layers):
             raise ValueError(
                 f"the feature victim shows {', '.join(core.layers)}, the attack needs {', '.join(layers)}."
             )
-        self.victim = FeatureVictim(self.estimator, layers) if core is None else given
+        shown: Any = FeatureVictim(self.estimator, layers) if core is None else given
+        self.victim = shown
         self.objective = "ce"
         if self.statistics is not None:
             self.objective = HierarchicalFeatures(
