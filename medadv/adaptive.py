@@ -56,6 +56,11 @@ class WrappedVictim:
         return getattr(self.inner, "module", None)
 
     @property
+    def runs(self) -> int:
+        """How often the deployed model runs per look."""
+        return getattr(self.inner, "runs", 1)
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.inner.device
@@ -126,6 +131,11 @@ class ExpectationOverRuns(WrappedVictim):
             names = ", ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"active= names {names}, but the model has no such layer; leave it out.")
         return layers
+
+    @property
+    def runs(self) -> int:
+        """How often the deployed model runs per look."""
+        return self.n * getattr(self.inner, "runs", 1)
 
     @contextmanager
     def _fresh_draws(self) -> Iterator[None]:

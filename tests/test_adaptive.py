@@ -131,7 +131,7 @@ def test_dropout_that_is_on_at_inference_stays_on_and_all_flags_return():
 
 
 class NoisyGradient(nn.Module):
-    """A defence that hides its gradient behind noise of mean zero that is 8 times larger; its output is exact."""
+    """A defence that hides its gradient behind noise of mean zero that is 6 times larger; its output is exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,17 +140,17 @@ class NoisyGradient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         level = self.slope * (x - 0.5).flatten(1)
         decoy = torch.randn_like(level)
-        z = level.sum(1) + 8 * (decoy * (level - level.detach())).sum(1)
+        z = level.sum(1) + 6 * (decoy * (level - level.detach())).sum(1)
         return torch.stack([torch.zeros_like(z), z], 1)
 
 
 def test_a_randomised_model_stands_against_pgd_and_falls_to_eot():
     estimator = classifier(NoisyGradient())
-    x = torch.full((16, *SHAPE), 0.56)
-    y = torch.ones(16, dtype=torch.int64)
-    options = {"eps": 0.1, "eps_step": 0.025, "max_iter": 10, "num_random_init": 0}
+    x = torch.full((4, *SHAPE), 0.56)
+    y = torch.ones(4, dtype=torch.int64)
+    options = {"eps": 0.1, "eps_step": 0.025, "max_iter": 8, "num_random_init": 0}
     broken = {}
-    for name, victim in {"pgd": estimator, "eot": eot(estimator, n=100)}.items():
+    for name, victim in {"pgd": estimator, "eot": eot(estimator, n=60)}.items():
         x_adv = create("pgd", victim, **options).perturb(x, y)
         broken[name] = ((x_adv - 0.5).flatten(1).sum(1) < 0).float().mean().item()
     assert broken["pgd"] == 0 and broken["eot"] == 1
@@ -306,7 +306,7 @@ def test_attacks_on_wrapped_models_keep_their_promises(kind, dims):
     attack = create("pgd", victim, eps="8/255", max_iter=2)
     x_adv = attack.generate(case.x, case.y)
     assert x_adv.shape == case.x.shape and 0 < np.abs(x_adv - case.x).max() <= 8 / 255
-    assert vars(attack.passes) == {"forward": 6, "backward": 4}
+    assert vars(attack.passes) == {"forward": 6, "backward": 4} and attack.queries.tolist() == [6, 6, 6]
     assert np.array_equal(attack.generate(case.x, case.y), x_adv)
 
 

@@ -13,6 +13,7 @@ from medadv.adapters import MonaiClassifier
 from medadv.adaptive import eot
 from medadv.attacks import create
 from medadv.decisions import Multiclass, Multilabel
+from medadv.detectors import evasion, guarded, threshold_at_fpr
 from medadv.features import FeatureVictim, fit_statistics
 from medadv.metrics import auc
 from medadv.objectives import CrossEntropy
@@ -263,6 +264,13 @@ def test_hfc_passes_a_detector_that_finds_plain_pgd():
         assert (estimator.predict(x_adv).argmax(1) != y).all()
         found[name] = auc(np.concatenate([clean, suspicion(x_adv)]), np.repeat([False, True], 40))
     assert found["pgd"] == 1 and found["hfc"] < 0.6
+    threshold = threshold_at_fpr(hfc.statistics(victim.logits(torch.from_numpy(x_clean)).features), 0.05)
+    watched = guarded(victim, hfc.statistics, threshold=threshold, on="features", weight=0.1)
+    joint = evasion(watched, x, x_adv, y)
+    assert joint.auc == found["hfc"] and joint.evaded.mean() > 0.9
+    unaware, aware = (create("apgd-margin", e, eps=0.15, max_iter=40).generate(x, y) for e in (estimator, watched))
+    assert not evasion(watched, x, unaware, y).evaded.any()
+    assert evasion(watched, x, aware, y).evaded.mean() > 0.5
     towards = create("hfc", estimator, eps=0.15, statistics=hfc.statistics, targeted=True).generate(x, 1 - y)
     assert (estimator.predict(towards).argmax(1) == 1 - y).all()
 

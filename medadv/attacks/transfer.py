@@ -57,7 +57,7 @@ class TransferAttack(CatalogueAttack):
         if row.access != "white-box" or row.minimal or not row.independent or not row.norms:
             raise ValueError(
                 f"attack={self.attack!r} has access {row.access!r} and can't be replayed; name a white-box attack in a "
-                "ball, such as 'mi-fgsm'."
+                "ball, such as 'di-fgsm'."
             )
         return create(
             self.attack, self.victim, eps=self.eps, norm=self.norm, targeted=self.targeted, keep="loss",
@@ -109,7 +109,7 @@ def _kind(decision: Decision) -> tuple[bool, int, int | None, int | None]:
 
 
 def transfer(
-    surrogate: Any, target: Any, *, attack: str = "mi-fgsm", eps: float | str, **options: Any
+    surrogate: Any, target: Any, *, attack: str = "di-fgsm", eps: float | str, **options: Any
 ) -> CatalogueAttack:
     """An attack that makes its images on ``surrogate``, to be evaluated on ``target``.
 
@@ -117,7 +117,8 @@ def transfer(
         surrogate: estimator of the attacker's own.
         target: estimator that is attacked without being asked; it must take the same images (channels, rank, intensity)
             and have the same decision.
-        attack: a white-box attack of the catalogue; default: momentum steps, made to transfer (arXiv 1710.06081).
+        attack: a white-box attack of the catalogue; default: momentum steps through random resizing, made to
+            transfer (arXiv 1803.06978).
         eps: budget, as for :func:`medadv.attacks.create`.
         **options: ``norm``, ``targeted``, ``batch_size``, ``verbose``, ``seed``, and the options of ``attack``.
 
@@ -145,6 +146,6 @@ def transfer(
 
 ROWS = (
     Recipe("transfer", "replays images made on a surrogate", "of the surrogate's attack", None, "on the surrogate",
-           "1605.07277", {"surrogate": None, "attack": "mi-fgsm", "settings": None}, attack=TransferAttack,
+           "1605.07277", {"surrogate": None, "attack": "di-fgsm", "settings": None}, attack=TransferAttack,
            keep="loss", access="transfer"),
 )  # fmt: skip
