@@ -48,6 +48,11 @@ class FrameworkAttack(CatalogueAttack):
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
                 "use 'ce' or 'margin'."
             )
+        if self._objective.images_only and self.victim.segments:
+            raise ValueError(
+                f"objective {self.objective!r} is about one diagnosis per image, but this model gives one per voxel; "
+                "use 'dice' or 'margin'."
+            )
         if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
             raise ValueError(
                 "keep='last' has one end point and can't use several random starts; set num_random_init=1 or "

@@ -31,11 +31,13 @@ class Objective(ABC):
         scheduled: True if the value changes with ``progress`` or with the prediction's own weights, so that values of
             different steps can't be compared; step control then watches a fixed objective (:func:`monitor_of`).
         voxels_only: True if it compares regions and has no meaning for one diagnosis per image.
+        images_only: True if it has no meaning for one diagnosis per voxel.
         views: functions of the image whose logits it needs as well; it gets them, without a graph, as ``others``.
     """
 
     scheduled = False
     voxels_only = False
+    images_only = False
     views: Sequence[View] = ()
 
     def __init__(self, decision: Decision, *, targeted: bool = False) -> None:
