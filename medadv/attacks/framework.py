@@ -42,7 +42,7 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
+        self._objective: Objective = self._make_objective()
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
@@ -62,6 +62,10 @@ class FrameworkAttack(CatalogueAttack):
             raise ValueError(f"decay={self.decay!r} must not be negative.")
         assert self.recipe.search is not None
         self._search: Search = self.recipe.search(self)
+
+    def _make_objective(self) -> Objective:
+        """What is maximised; goals with parameters of their own build it from those."""
+        return make_objective(self.objective, self.victim.decision, targeted=self.targeted)
 
     @property
     def step_size(self) -> float:

@@ -2,6 +2,14 @@
 
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
 from medadv.objectives.catalogue import OBJECTIVES, arguments_of, make_objective, monitor_of
+from medadv.objectives.clinical import (
+    LesionInvented,
+    LesionMissed,
+    ThresholdCrossed,
+    VolumeChange,
+    VolumeDown,
+    VolumeUp,
+)
 from medadv.objectives.labels import AllLabels, AnyLabel, LabelShare, OneLabel
 from medadv.objectives.library import LossObjective, reference_for
 from medadv.objectives.losses import (
@@ -16,25 +24,34 @@ from medadv.objectives.losses import (
     SegPGD,
     SoftDice,
 )
+from medadv.objectives.structures import OneOrgan, TowardsMask
 
 __all__ = [
-    "DLR",
-    "OBJECTIVES",
     "AllLabels",
     "AnyLabel",
     "CosPGD",
     "CrossEntropy",
+    "DLR",
     "DiceCE",
     "JensenShannon",
     "LabelShare",
+    "LesionInvented",
+    "LesionMissed",
     "LossObjective",
     "Margin",
     "MaskedCrossEntropy",
     "MaskedSpherical",
+    "OBJECTIVES",
     "Objective",
     "OneLabel",
+    "OneOrgan",
     "SegPGD",
     "SoftDice",
+    "ThresholdCrossed",
+    "TowardsMask",
+    "VolumeChange",
+    "VolumeDown",
+    "VolumeUp",
     "agrees",
     "arguments_of",
     "make_objective",

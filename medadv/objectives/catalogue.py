@@ -11,6 +11,13 @@ from torch import Tensor
 from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
+from medadv.objectives.clinical import (
+    LesionInvented,
+    LesionMissed,
+    ThresholdCrossed,
+    VolumeDown,
+    VolumeUp,
+)
 from medadv.objectives.labels import AllLabels, AnyLabel, LabelShare, OneLabel
 from medadv.objectives.library import LossObjective
 from medadv.objectives.losses import (
@@ -25,6 +32,7 @@ from medadv.objectives.losses import (
     SegPGD,
     SoftDice,
 )
+from medadv.objectives.structures import OneOrgan, TowardsMask
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
@@ -41,6 +49,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "all-labels": AllLabels,
     "label-share": LabelShare,
     "one-label": OneLabel,
+    "one-organ": OneOrgan,
+    "towards-mask": TowardsMask,
+    "volume-up": VolumeUp,
+    "volume-down": VolumeDown,
+    "threshold-crossed": ThresholdCrossed,
+    "lesion-missed": LesionMissed,
+    "lesion-invented": LesionInvented,
 }
 
 
