@@ -104,6 +104,8 @@ ROWS = (
     _labels("label-share", "as many labels wrong as possible, by the sum of margins"),
     _labels("one-label", "one finding added or removed", directed=False,
             options={"label": None, "goal": "add", "keep_weight": 0.0, **_SEARCH}),
+    Recipe("label-margin", "the smallest signed margin of one label, beyond the boundary too", "label-margin", _auto,
+           "auto-pgd", "medadv", {"label": None, **_SEARCH}, attack=GoalAttack, tasks=("classification",)),
     _voxels("one-organ", "one organ spoiled, the others left alone", label=None, keep_weight=1.0),
     _voxels("erase", "one structure erased, filled with what comes next", attack=EraseAttack,
             objective="towards-mask", label=None),

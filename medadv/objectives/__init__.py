@@ -10,7 +10,7 @@ from medadv.objectives.clinical import (
     VolumeDown,
     VolumeUp,
 )
-from medadv.objectives.labels import AllLabels, AnyLabel, LabelShare, OneLabel
+from medadv.objectives.labels import AllLabels, AnyLabel, LabelMargin, LabelShare, OneLabel
 from medadv.objectives.library import LossObjective, reference_for
 from medadv.objectives.losses import (
     DLR,
@@ -34,6 +34,7 @@ __all__ = [
     "DLR",
     "DiceCE",
     "JensenShannon",
+    "LabelMargin",
     "LabelShare",
     "LesionInvented",
     "LesionMissed",

@@ -18,7 +18,7 @@ from medadv.objectives.clinical import (
     VolumeDown,
     VolumeUp,
 )
-from medadv.objectives.labels import AllLabels, AnyLabel, LabelShare, OneLabel
+from medadv.objectives.labels import AllLabels, AnyLabel, LabelMargin, LabelShare, OneLabel
 from medadv.objectives.library import LossObjective
 from medadv.objectives.losses import (
     DLR,
@@ -49,6 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "all-labels": AllLabels,
     "label-share": LabelShare,
     "one-label": OneLabel,
+    "label-margin": LabelMargin,
     "one-organ": OneOrgan,
     "towards-mask": TowardsMask,
     "volume-up": VolumeUp,

@@ -131,6 +131,61 @@ class OneLabel(Objective):
         return valid & (labels != self.label)
 
 
+class LabelMargin(Objective):
+    """The signed margin of one label or class, as small as it can be made: ``-s d``.
+
+    ``s`` is 1 where the reference has the label, else -1; ``d = z_c - logit(threshold_c)``; of several classes one
+    against the rest: the log odds ``d = z_c - log sum_{k != c} exp z_k`` of the class's probability, which ranks cases
+    as that does. Images are ranked by the same number and no margin is small enough to stop, as a ranking of cases
+    (AUC) suffers beyond the decision boundary too.
+
+    Args:
+        decision: of an image.
+        targeted: True: the label as y has it, by the largest margin.
+        label: number of the label or class; may be left out where there is only one.
+
+    Raises:
+        ValueError: no such label.
+
+    Example:
+        >>> import torch
+        >>> objective = LabelMargin(Multilabel(3), label=1)
+        >>> target, valid = objective.decision.canonical([[1, 0, 1], [1, 1, 1]])
+        >>> objective(torch.tensor([[2.0, -1.0, 4.0], [2.0, -1.0, 4.0]]), target, valid=valid)
+        tensor([-1.,  1.])
+    """
+
+    images_only = True
+
+    def __init__(self, decision: Decision, *, targeted: bool = False, label: int | None = None) -> None:
+        super().__init__(decision, targeted=targeted)
+        self.label = one_channel(decision, label)
+
+    @property
+    def floor(self) -> float:
+        return torch.inf
+
+    def distance(self, output: Tensor) -> Tensor:
+        """``d`` of the class docstring, ``(N,)``: what ranks cases for this label."""
+        own = output[:, self.label]
+        if isinstance(self.decision, Multilabel):
+            return own - self.decision.logit_threshold(output)[:, self.label]
+        return own - output[:, [c for c in range(output.shape[1]) if c != self.label]].logsumexp(1)
+
+    def has(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the reference has the label, and where it says so, both ``(N,)`` bool."""
+        known = valid[:, self.label] if valid.ndim > 1 else valid
+        return self.decision.one_hot(target)[:, self.label], known
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        has, known = self.has(target, valid)
+        distance = self.distance(output)
+        return -self.sign * torch.where(has, distance, -distance) * known
+
+    def badness(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        return self(output, target, valid=valid)
+
+
 def _check_labels(name: str, decision: Decision) -> None:
     if not isinstance(decision, Multilabel):
         raise ValueError(
