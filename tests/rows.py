@@ -21,6 +21,9 @@ FAST: dict[str, dict[str, Any]] = {
     "one-organ": {"label": 1},
     "erase": {"label": 1},
     "threshold-crossed": {"threshold_voxels": 20},
+    "deformation": {"eps": 0.5},
+    "apgd-t": {"max_iter": 2},
+    "sea": {"max_iter": 2},
 }
 # rows that start at the image and draw nothing
 FIXED_START = ("fgsm", "bim", "mi-fgsm", "ni-fgsm")
@@ -52,7 +55,11 @@ def attack_on(case: Setting, name: str, **options: Any) -> CatalogueAttack:
     fast = {**({"max_iter": STEPS} if "max_iter" in row.options else {}), **FAST.get(name, {})}
     norm = options.get("norm") or (row.norms[0] if row.norms else None)
     options = {key: value for key, value in options.items() if key != "norm" or value is not None}
-    return create(name, case.estimator, **{"eps": BUDGETS.get(norm), **fast, **options})
+    attack = create(name, case.estimator, **{"eps": BUDGETS.get(norm), **fast, **options})
+    for _, member in getattr(attack, "_members", ()):
+        if hasattr(member, "max_iter"):
+            member.set_params(max_iter=2)
+    return attack
 
 
 def search_of(attack: CatalogueAttack) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from builders import setting
 from monai.losses import (
     DiceCELoss,
     DiceFocalLoss,
@@ -17,6 +18,7 @@ from monai.losses import (
 )
 from torch import nn
 
+from medadv.attacks import create
 from medadv.decisions import Multiclass, Multilabel
 from medadv.objectives import (
     OBJECTIVES,
@@ -400,3 +402,10 @@ def test_make_objective_takes_names_objectives_and_losses():
     ready = Margin(decision)
     assert make_objective(ready, decision, targeted=False) is ready
     assert isinstance(make_objective(nn.CrossEntropyLoss(), decision, targeted=False), LossObjective)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("class", CrossEntropy), ("labels", CrossEntropy),
+                                                ("voxel-class", SoftDice), ("voxel-labels", SoftDice)])  # fmt: skip
+def test_auto_is_dice_on_voxels_and_cross_entropy_on_images(kind, expected):
+    attack = create("pgd", setting(kind).estimator, eps=0.1, objective="auto", targeted=True)
+    assert type(attack._objective) is expected and attack._objective.targeted

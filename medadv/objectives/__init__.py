@@ -1,7 +1,7 @@
 """What the attacker maximises, one number per case."""
 
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
-from medadv.objectives.catalogue import OBJECTIVES, arguments_of, make_objective, monitor_of
+from medadv.objectives.catalogue import AUTO, OBJECTIVES, arguments_of, by_task, make_objective, monitor_of
 from medadv.objectives.clinical import (
     LesionInvented,
     LesionMissed,
@@ -29,6 +29,7 @@ from medadv.objectives.structures import OneOrgan, TowardsMask
 __all__ = [
     "AllLabels",
     "AnyLabel",
+    "AUTO",
     "CosPGD",
     "CrossEntropy",
     "DLR",
@@ -55,6 +56,7 @@ __all__ = [
     "VolumeUp",
     "agrees",
     "arguments_of",
+    "by_task",
     "make_objective",
     "mean_over_valid",
     "monitor_of",

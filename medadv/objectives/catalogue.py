@@ -59,6 +59,20 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "lesion-invented": LesionInvented,
 }
 
+AUTO = "auto"
+
+
+def by_task(given: Any, segments: bool) -> Any:
+    """What ``"auto"`` stands for: soft Dice where there is one diagnosis per voxel, else cross-entropy.
+
+    Example:
+        >>> by_task("auto", segments=True), by_task("margin", segments=True)
+        ('dice', 'margin')
+    """
+    if isinstance(given, str) and given == AUTO:
+        return "dice" if segments else "ce"
+    return given
+
 
 def make_objective(
     given: str | Mapping[str, Any] | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool
@@ -131,4 +145,4 @@ def monitor_of(objective: Objective, segments: bool) -> Objective:
     """
     if not objective.scheduled:
         return objective
-    return (SoftDice if segments else CrossEntropy)(objective.decision, targeted=objective.targeted)
+    return OBJECTIVES[by_task(AUTO, segments)](objective.decision, targeted=objective.targeted)
