@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, evaluate_estimator
+from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, evaluate_estimator, has_own_budget
 from medadv.benchmarks.figures import Gallery, worst_cases
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
@@ -176,7 +176,9 @@ class _Run:
         self, task: TaskSpec, model: ModelSpec, name: str, estimator: Estimator, data: Dataset, seed: int
     ) -> None:
         attacks = [(attack.name, attack.options) for attack in task.attacks]
-        total = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets) * (len(attacks) + 1)
+        once = sum(has_own_budget(*attack) for attack in attacks)
+        budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
+        total = budgets * (len(attacks) - once + 1) + once
         with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
 
             def on_attack(done: str) -> None:

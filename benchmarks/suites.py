@@ -76,7 +76,9 @@ class AttackSpec(_Strict):
     @model_validator(mode="after")
     def _accepted(self) -> AttackSpec:
         try:
-            recipe_of(self.name).check_options({k: v for k, v in self.options.items() if k not in COMMON_OPTIONS})
+            recipe_of(self.name).check_options(
+                {k: v for k, v in self.options.items() if k not in (*COMMON_OPTIONS, "eps")}
+            )
         except TypeError as error:
             raise ValueError(str(error)) from None
         return self
