@@ -367,6 +367,7 @@ def test_an_erased_organ_becomes_its_runner_up_and_nothing_else_changes(label, g
     assert np.array_equal(prediction, wanted)
     judged = target_success(*(torch.from_numpy(m) for m in (prediction, wanted, mask)), estimator.decision, label)
     assert judged.success.tolist() == [True] and float(judged.change) == 0
+    assert np.array_equal(attack.reference[0], mask)
 
 
 def test_selection_follows_the_goal():

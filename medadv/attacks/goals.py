@@ -77,7 +77,8 @@ class EraseAttack(FrameworkAttack):
         self._search.run(problem, batch.ids)
         if logits is not None:
             problem.queries += 1
-        return solution_of(problem)
+        # what the images are scored against stays y, not the mask that was approached
+        return replace(solution_of(problem), reference=None)
 
 
 def _auto(attack: Any) -> Search:
