@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import yaml
 from builders import setting
 
 from medadv.adapters import MonaiMultilabelClassifier
 from medadv.attacks import create
+from medadv.benchmarks.suites import AttackSpec
 from medadv.decisions import Multiclass, Multilabel
 from medadv.objectives import AllLabels, AnyLabel, LabelShare, Margin, OneLabel, make_objective
 
@@ -190,3 +192,12 @@ def test_names_carry_arguments():
 def test_goals_of_images_are_refused_on_voxels(goal):
     with pytest.raises(ValueError, match="one diagnosis per image, but this model gives one per voxel"):
         create("pgd", setting("voxel-labels").estimator, eps=0.1, objective=goal)
+
+
+def test_suites_state_an_objective_with_arguments():
+    text = "name: pgd\noptions: {max_iter: 10, objective: {name: one-label, label: 1, goal: add}}"
+    spec = AttackSpec(**yaml.safe_load(text))
+    estimator = MonaiMultilabelClassifier(Linear(), (1, 3, 4), decision=Multilabel(3))
+    x = by_blocks([0.54, 0.46, 0.9])
+    x_adv = create(spec.name, estimator, eps=0.05, **spec.options).generate(x, diagnosis(x))
+    assert diagnosis(x_adv).tolist() == [[1, 1, 1]]
