@@ -133,15 +133,26 @@ class SoftDice(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        p = (select_channels(self.decision.probabilities(output), channels) * mask).flatten(2)
-        y = (self.decision.one_hot(target, channels) & mask).flatten(2)
-        size, mass = y.sum(2), p.sum(2)
-        present = size > 0
-        dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-        claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
-        missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
-        invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
-        return self.sign * (missed + invented)
+        p = select_channels(self.decision.probabilities(output), channels) * mask
+        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels) & mask, mask)
+
+
+def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """One minus Dice over the present classes plus the share claimed of the absent ones (see :class:`SoftDice`).
+
+    Args:
+        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``; 0 where it does not count.
+        y: bool reference ``(N, K, *S)``; False where it does not count.
+        mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
+    """
+    p, y = p.flatten(2), y.flatten(2)
+    size, mass = y.sum(2), p.sum(2)
+    present = size > 0
+    dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
+    claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+    missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
+    invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+    return missed + invented
 
 
 class DiceCE(Objective):
