@@ -11,7 +11,18 @@ from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
 from medadv.objectives.library import LossObjective
-from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+from medadv.objectives.losses import (
+    DLR,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    JensenShannon,
+    Margin,
+    MaskedCrossEntropy,
+    MaskedSpherical,
+    SegPGD,
+    SoftDice,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
@@ -21,6 +32,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "segpgd": SegPGD,
     "cospgd": CosPGD,
     "masked-ce": MaskedCrossEntropy,
+    "dlr": DLR,
+    "js": JensenShannon,
+    "mask-norm": MaskedSpherical,
 }
 
 AUTO = "auto"
