@@ -6,16 +6,26 @@ intensity range, storage grid and region mask live there, so every image that le
 
 from medadv.threats.balls import BALLS, L2Ball, LInfBall, LpBall
 from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
+from medadv.threats.frequency import DCTQuantisation
+from medadv.threats.intensity_fields import BiasField, IntensityCurve
 from medadv.threats.kinds import BALL_KINDS, THREATS, ThreatKind
+from medadv.threats.noise import PoissonNoise, RicianNoise
+from medadv.threats.parametric import ParametricThreat
 
 __all__ = [
     "BALLS",
     "BALL_KINDS",
     "THREATS",
+    "BiasField",
     "CaseRandom",
+    "DCTQuantisation",
+    "IntensityCurve",
     "L2Ball",
     "LInfBall",
     "LpBall",
+    "ParametricThreat",
+    "PoissonNoise",
+    "RicianNoise",
     "Threat",
     "ThreatKind",
     "case_norm",

@@ -12,6 +12,10 @@ from torch import Tensor
 from medadv.intensities import Budget, Intensity
 from medadv.threats.balls import L2Ball, LInfBall
 from medadv.threats.base import Threat
+from medadv.threats.frequency import GREY, DCTQuantisation
+from medadv.threats.intensity_fields import BiasField, IntensityCurve
+from medadv.threats.noise import PoissonNoise, RicianNoise
+from medadv.threats.parametric import limit_reader
 
 Build = Callable[..., Threat]
 
@@ -56,5 +60,18 @@ _BALLS = (
     ThreatKind("l2", "the root of the summed squared change is at most eps", L2Ball, norm=2.0),
 )
 
-THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in _BALLS}
+_APPEARANCE = (
+    ThreatKind("bias-field", "a smooth field multiplies grey values by 1 - eps to 1 + eps", BiasField,
+               limit_reader("a bias field", below=1.0), 0.3, {"control_points": 4}),
+    ThreatKind("intensity-curve", "log gamma, log contrast and shift of the window are at most eps", IntensityCurve,
+               limit_reader("an intensity curve"), 0.2),
+    ThreatKind("vafa", "frequencies of blocks are quantised by steps of at most eps grey values of 0..255",
+               DCTQuantisation, limit_reader("quantisation steps", unit="grey/255", whole=GREY), 20.0, {"block": 32}),
+    ThreatKind("rician-noise", "noise with a standard deviation of eps windows in both parts of the signal",
+               RicianNoise, limit_reader("Rician noise"), 0.05),
+    ThreatKind("poisson-noise", "counting noise with a standard deviation of eps relative to mid-grey", PoissonNoise,
+               limit_reader("Poisson noise"), 0.05),
+)  # fmt: skip
+
+THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_APPEARANCE)}
 BALL_KINDS: dict[float, ThreatKind] = {kind.norm: kind for kind in _BALLS if kind.norm is not None}
