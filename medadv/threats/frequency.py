@@ -31,9 +31,9 @@ class DCTQuantisation(ParametricThreat):
     where the image is no multiple of it the border voxels are repeated and cut off again.
 
     Images are really quantised. The gradient is that of the paper's smooth rounding :func:`soft_round`, as rounding
-    itself has none; at q = 0, where that oscillates without limit, it is taken at q = 1. All is computed in float64,
-    so that the order of sums can't round a coefficient to its other neighbour. The slices of the result are not
-    rescaled to their own minimum and maximum as in the released code, which would change an image that is not
+    itself has none; where q is below 1, and it oscillates without limit, it is taken at q = 1. All is computed in
+    float64, so that the order of sums can't round a coefficient to its other neighbour. The slices of the result are
+    not rescaled to their own minimum and maximum as in the released code, which would change an image that is not
     quantised at all.
 
     Args:
@@ -84,7 +84,9 @@ class DCTQuantisation(ParametricThreat):
         quantised = q * rounding(self._coefficients / q.clamp(min=IDENTITY))
         kept = torch.where(q > IDENTITY, quantised, self._coefficients)
         joined = idct(kept, self._axes).reshape(theta.shape)
-        cropped = joined[(..., *[slice(size) for size in self.x.shape[2:]])]
+        cropped = joined
+        for axis, size in enumerate(self.x.shape[2:], start=2):
+            cropped = cropped.narrow(axis, 0, size)
         start, width = window_of(self.intensity, cropped)
         return (start + (cropped + CENTRE) / GREY * width).to(self.x.dtype)
 

@@ -35,7 +35,7 @@ class ParametricThreat(Threat):
 
     parametric = True
     unit: Tensor | float = 1.0
-    _of_cases = ("x", "mask", "least", "most")
+    _of_cases: tuple[str, ...] = ("x", "mask", "least", "most")
 
     def __init__(self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None = None) -> None:
         self.x = x
