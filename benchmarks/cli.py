@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medadv.attacks import catalogue
+from medadv.attacks import catalogue, recipe_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +23,10 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
     bench.add_argument("--save-adversarials", action="store_true", help="also save the worst-case images")
     commands.add_parser("suites", help="list the suites")
-    commands.add_parser("attacks", help="list the attacks")
+    attacks = commands.add_parser("attacks", help="list the attacks, or check them all on tiny models")
+    attacks.add_argument("names", nargs="*", help="attacks to list or check; default: all")
+    attacks.add_argument("--check", action="store_true", help="run each against every kind of tiny model")
+    attacks.add_argument("--out", type=Path, default=Path("attacks.csv"), help="CSV that --check writes")
     cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")
     cost.add_argument("--pairs", type=int, default=30, help="interleaved pairs of runs per network")
     return top
@@ -63,8 +66,26 @@ def _suites(given: argparse.Namespace) -> int:
 
 
 def _attacks(given: argparse.Namespace) -> int:
-    print(catalogue().to_string(index=False))
+    names = [recipe_of(name).name for name in given.names]
+    if given.check:
+        return _check(names or None, given.out)
+    table = catalogue()
+    print((table[table.name.isin(names)] if names else table).to_string(index=False))
     return 0
+
+
+def _check(names: list[str] | None, out: Path) -> int:
+    from medadv.benchmarks.matrix import matrix, summary, unexplained
+    from medadv.benchmarks.store import write_text
+
+    table = matrix(names)
+    write_text(out, table.to_csv(index=False))
+    wrong = unexplained(table)
+    with pd.option_context("display.width", 200, "display.max_columns", 50, "display.max_colwidth", 100):
+        if len(wrong):
+            print(wrong.to_string(index=False))
+    print(f"{summary(table)}\n{out}")
+    return 1 if len(wrong) else 0
 
 
 def _cost(given: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from medadv.intensities import Budget
 from medadv.objectives import Objective, by_task, make_objective
 from medadv.problem import Problem
 from medadv.search import Search
-from medadv.threats import Threat
+from medadv.threats import CaseRandom, Threat
 
 
 class FrameworkAttack(CatalogueAttack):
@@ -72,7 +72,9 @@ class FrameworkAttack(CatalogueAttack):
         """The threat set of a batch."""
         kind = self.threat_kind
         assert kind is not None
-        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self))
+        # draws of their own: restarts search the same set
+        random = CaseRandom(self.seed, batch.ids, restart=-1)
+        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self), random)
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:
         """What the search has to solve for a batch."""
@@ -92,4 +94,6 @@ def solution_of(problem: Problem) -> Solution:
     best = problem.best
     assert best is not None
     inside = problem.threat.contains(best.x, best.theta)
-    return Solution(best.x, inside, problem.undirected, problem.queries)
+    theta = best.x - problem.threat.x if best.theta is None else best.theta
+    reference = problem.threat.apply_target(theta, problem.target, problem.valid)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference)

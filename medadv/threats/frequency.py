@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from medadv.dct import dct, idct
 from medadv.intensities import Budget, Intensity
+from medadv.threats.base import CaseRandom
 from medadv.threats.intensity_fields import window_of
 from medadv.threats.parametric import ParametricThreat, rounded_down
 
@@ -27,8 +28,9 @@ class DCTQuantisation(ParametricThreat):
     The window (else the range) is scaled to 0..255 and centred at 128 as in JPEG; the orthonormal DCT runs over blocks.
     Theta holds one quantisation step q for each coefficient of each block and channel, laid out like the (padded)
     image, from 0 to eps grey values. Where q is 0 the coefficient stays as it is, which is the limit of q -> 0, so
-    sets of different eps are nested; the released code keeps q at 5 or above. A block is not longer than the image;
-    where the image is no multiple of it the border voxels are repeated and cut off again.
+    sets of different eps are nested; the released code keeps q at 5 or above. Random starts lie in the upper half of
+    the steps, as the released code starts at the greatest: a search from fine steps stays at fine steps. A block is not
+    longer than the image; where the image is no multiple of it the border voxels are repeated and cut off again.
 
     Images are really quantised. The gradient is that of the paper's smooth rounding :func:`soft_round`, as rounding
     itself has none; where q is below 1, and it oscillates without limit, it is taken at q = 1. All is computed in
@@ -71,6 +73,11 @@ class DCTQuantisation(ParametricThreat):
 
     def transform(self, theta: Tensor) -> Tensor:
         return self._quantised(theta, torch.round)
+
+    def start(self, random: CaseRandom | None) -> Tensor:
+        if random is None:
+            return torch.zeros_like(self.most)
+        return self.project(self.most * (1 + random.uniform(self.most)) / 2)
 
     def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
         if self.mask is not None:

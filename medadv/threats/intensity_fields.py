@@ -70,10 +70,10 @@ def spline_basis(size: int, control_points: int, like: Tensor) -> Tensor:
         ``(size, control_points)``; no entry is negative and the rows sum to 1.
 
     Raises:
-        ValueError: fewer than 4 control points.
+        ValueError: no whole number, or fewer than 4 control points.
     """
-    if control_points <= DEGREE:
-        raise ValueError(f"control_points={control_points!r} is too few for a cubic spline; give at least 4 per axis.")
+    if isinstance(control_points, bool) or not isinstance(control_points, int) or control_points <= DEGREE:
+        raise ValueError(f"control_points={control_points!r} makes no cubic spline; give a whole number of at least 4.")
     inner = torch.linspace(0, 1, control_points - DEGREE + 1, dtype=torch.float64)
     knots = torch.cat([inner.new_zeros(DEGREE), inner, inner.new_ones(DEGREE)])
     at = torch.linspace(0, 1, size, dtype=torch.float64)[:, None]
