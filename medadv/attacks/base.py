@@ -23,7 +23,7 @@ from medadv.threats import BALL_KINDS, ThreatKind
 from medadv.victims import Passes, Victim, logits_in, victim_of
 
 # options that are whole numbers, with the least value of each
-WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0}
+WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0, "block": 2}
 
 
 @dataclass(frozen=True)

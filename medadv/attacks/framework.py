@@ -60,6 +60,7 @@ class FrameworkAttack(CatalogueAttack):
             )
         if getattr(self, "decay", 0.0) < 0:
             raise ValueError(f"decay={self.decay!r} must not be negative.")
+        self._image_terms = () if self.recipe.image_terms is None else tuple(self.recipe.image_terms(self))
         assert self.recipe.search is not None
         self._search: Search = self.recipe.search(self)
 
@@ -85,10 +86,9 @@ class FrameworkAttack(CatalogueAttack):
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:
         """What the search has to solve for a batch."""
-        terms = () if self.recipe.image_terms is None else self.recipe.image_terms(self)
         return Problem(
             self.victim, objective or self._objective, self.threat_around(batch), batch.target, batch.valid,
-            keep=self.keep, image_terms=terms,
+            keep=self.keep, image_terms=self._image_terms,
         )  # fmt: skip
 
     def _solve(self, batch: Batch) -> Solution:
