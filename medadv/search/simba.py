@@ -81,7 +81,7 @@ class SimBAWalk(Walk):
             along = self._cosine(axis, number)
             wave = wave * along.view(len(cases), *[1] * axis, -1, *[1] * (len(numbers) - 1 - axis))
         assert isinstance(wave, Tensor)
-        signed = torch.where(self.down, -self.search.step_size, self.search.step_size).to(wave)
+        signed = self.search.step_size * (1 - 2 * self.down.to(wave))
         if isinstance(self.threat.weights, Tensor):
             signed = signed * self.threat.weights.flatten()[channel].to(wave)
         proposal = self.theta.clone()
@@ -93,7 +93,9 @@ class SimBAWalk(Walk):
         """Cosine ``number`` of the DCT-II along an axis of each region, ``(N, size)``, norm 1 in the ball's norm."""
         origin, extent = self.region.origin[:, axis, None], self.region.extent[:, axis, None]
         place = torch.arange(self.theta.shape[2 + axis])[None] - origin
-        wave = torch.cos(math.pi * number[:, None] * (2 * place + 1).to(torch.float64) / (2 * extent))
+        # in float64 throughout: cosines of whole numbers times a float would be float32
+        half_turns = number[:, None].to(torch.float64) * (2 * place + 1) / (2 * extent)
+        wave = torch.cos(math.pi * half_turns)
         wave = wave * ((place >= 0) & (place < extent))
         return (wave / per_case(case_norm(wave, self.threat.norm), wave)).to(self.theta)
 
