@@ -3,10 +3,21 @@
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
 from medadv.objectives.catalogue import OBJECTIVES, make_objective, monitor_of
 from medadv.objectives.library import LossObjective, reference_for
-from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+from medadv.objectives.losses import (
+    CarliniWagner,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    Margin,
+    MaskedCrossEntropy,
+    SegPGD,
+    SoftDice,
+    margins,
+)
 
 __all__ = [
     "OBJECTIVES",
+    "CarliniWagner",
     "CosPGD",
     "CrossEntropy",
     "DiceCE",
@@ -18,6 +29,7 @@ __all__ = [
     "SoftDice",
     "agrees",
     "make_objective",
+    "margins",
     "mean_over_valid",
     "monitor_of",
     "per_voxel_cross_entropy",

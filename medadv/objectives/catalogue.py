@@ -10,11 +10,21 @@ from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
 from medadv.objectives.library import LossObjective
-from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+from medadv.objectives.losses import (
+    CarliniWagner,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    Margin,
+    MaskedCrossEntropy,
+    SegPGD,
+    SoftDice,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
     "margin": Margin,
+    "cw": CarliniWagner,
     "dice": SoftDice,
     "dicece": DiceCE,
     "segpgd": SegPGD,
