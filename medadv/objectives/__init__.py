@@ -30,6 +30,20 @@ __all__ = [
     "AllLabels",
     "AnyLabel",
     "AUTO",
+    CarliniWagner,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    Margin,
+    MaskedCrossEntropy,
+    SegPGD,
+    SoftDice,
+    margins,
+)
+
+__all__ = [
+    "OBJECTIVES",
+    "CarliniWagner",
     "CosPGD",
     "CrossEntropy",
     "DLR",
@@ -58,6 +72,7 @@ __all__ = [
     "arguments_of",
     "by_task",
     "make_objective",
+    "margins",
     "mean_over_valid",
     "monitor_of",
     "per_voxel_cross_entropy",

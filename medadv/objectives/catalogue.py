@@ -34,10 +34,20 @@ from medadv.objectives.losses import (
     SoftDice,
 )
 from medadv.objectives.structures import OneOrgan, TowardsMask
+    CarliniWagner,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    Margin,
+    MaskedCrossEntropy,
+    SegPGD,
+    SoftDice,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
     "margin": Margin,
+    "cw": CarliniWagner,
     "dice": SoftDice,
     "dicece": DiceCE,
     "segpgd": SegPGD,
