@@ -61,6 +61,7 @@ class TorchAttack(CatalogueAttack):
         >>> import numpy as np, pytest, torch
         >>> _ = pytest.importorskip("torchattacks")
         >>> from medadv.adapters import MonaiClassifier, TorchAttack
+        >>> from medadv.decisions import Multiclass
         >>> from medadv.intensities import Intensity
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
         >>> ct = Intensity(-1024, 3071, unit="HU", window=(-175, 250))
