@@ -207,6 +207,24 @@ def test_the_momentum_norm_really_is_wrong_on_volumes_and_right_on_images():
         assert ((np.abs(theirs - ours) > 1e-4).mean() < 1e-3) == equal
 
 
+@pytest.mark.parametrize("name", sorted(FOUR_CLASSES))
+def test_what_torchattacks_gives_on_images_from_0_to_1_is_what_comes_back(name, monkeypatch):
+    attack, x, y, estimator = attack_on(name, "four classes", 2)
+    x, y, seeds = x[:1], y[:1], []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch, "manual_seed", lambda seed, set_seed=torch.manual_seed: (seeds.append(seed), set_seed(seed))
+        )
+        ours = attack.generate(x, y)
+    torch.manual_seed(seeds[0]), np.random.seed(seeds[0]), random.seed(seeds[0])
+    seeded = {"seed": seeds[0]} if attack.entry.seeded else {}
+    library = getattr(torchattacks, name)(estimator.model.eval(), **attack._parameters, **seeded)
+    if attack.targeted:
+        library.set_mode_targeted_by_label(quiet=True)
+    theirs = library(torch.from_numpy(x), torch.from_numpy(y)).detach().numpy()
+    assert np.abs(ours - theirs).max() < 1e-6
+
+
 def images_and_net(side=(12, 12), seed: int = 0, classes: int = 3):
     torch.manual_seed(seed)
     net = Net(2, classes, voxels=False).eval()
