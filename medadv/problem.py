@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medadv.objectives import Objective, monitor_of
-from medadv.threats import Threat, per_case
+from medadv.threats import LpBall, Threat, per_case
 from medadv.victims import Victim, logits_in
 
 KEEP = ("score", "loss", "last")
@@ -216,6 +216,20 @@ class Problem:
         self.undirected[rows] |= part.undirected
         if self.best is not None and part.best is not None:
             self.best.update(part.best, rows.to(self.target.device))
+
+    def widened(self, factor: float) -> Problem:
+        """The same problem in a ball of ``factor`` times the radius; none of its images counts, only its thetas."""
+        if not isinstance(self.threat, LpBall):
+            raise ValueError(f"{type(self.threat).__name__} is no ball and can't be widened; search it as it is.")
+        wider = self.threat.scaled(factor)
+        return Problem(
+            self.victim, self.objective, wider, self.target, self.valid, keep="last", image_terms=self.image_terms
+        )
+
+    def count(self, other: Problem) -> None:
+        """Adds what another problem of the same cases asked of the model."""
+        self.queries += other.queries
+        self.undirected |= other.undirected
 
 
 def chain(function: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor | None = None) -> Tensor:

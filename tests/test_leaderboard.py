@@ -15,6 +15,7 @@ from medadv.benchmarks import data as datasets
 from medadv.benchmarks import evaluate, run_suite
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
@@ -67,6 +68,14 @@ def segmentation(dims: int, count: int = 12, empty: int = 2) -> Dataset:
         "discs", "segmentation", Multiclass(2, background=0), Intensity(0, 1), ("background", "disc"), *splits,
         spacing=(2.0,) * dims,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["affine", "patch"])
+def test_attacks_that_move_the_reference_are_refused_and_not_scored_against_the_old_one(name):
+    evaluator = Evaluator(segmenter(2), segmentation(2, 3))
+    with pytest.raises(ValueError, match=f"attack '{name}' moves the reference or covers voxels"):
+        evaluator.attack(name, 0.1, max_iter=1)
+    evaluator.attack("kspace", 0.1, max_iter=1)
 
 
 def segmenter(dims: int) -> MonaiSegmenter:

@@ -62,6 +62,7 @@ class Solution:
         inside: which of them are in the threat set, ``(N,)`` bool, judged by the threat itself.
         undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
         queries: how often the model was asked about each case, ``(N,)``.
+        reference: target and valid that belong to the images, where a threat moved them; None: the batch's.
         details: further values per case, ``(N,)``, kept as ``attack.details``.
     """
 
@@ -69,6 +70,7 @@ class Solution:
     inside: Tensor | None = None
     undirected: Tensor | None = None
     queries: Tensor | None = None
+    reference: tuple[Tensor, Tensor] | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -96,6 +98,8 @@ class CatalogueAttack(EvasionAttack, ABC):
         passes: forward and backward passes of the last ``generate`` or ``perturb``.
         queries: how often the model was asked about each case of it, ``(N,)`` int64.
         details: further values per case of it, by name, ``(N,)``.
+        reference: canonical target and valid to score its images against: ``y``, but where the threat moves anatomy or
+            covers it, moved and without what is covered; None before the first run.
     """
 
     attack_params = [*EvasionAttack.attack_params, "eps", *COMMON_OPTIONS]
@@ -136,6 +140,7 @@ class CatalogueAttack(EvasionAttack, ABC):
         self.passes = Passes()
         self.queries = np.zeros(0, dtype=np.int64)
         self.details: dict[str, np.ndarray] = {}
+        self.reference: tuple[np.ndarray, np.ndarray] | None = None
         self._check_params()
 
     @property
@@ -238,11 +243,12 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     def _collect(self, batches: list[Batch]) -> list[Tensor]:
         """Runs the attack, verifies what it returns and gathers what is told about each case."""
-        images, queries, undirected = [], [], []
+        images, queries, undirected, references = [], [], [], []
         details: dict[str, list[Tensor]] = {}
         for batch, solution in zip(batches, self._solve_all(batches)):
             self._verify(batch, solution)
             images.append(solution.x)
+            references.append(solution.reference or (batch.target, batch.valid))
             counted = torch.zeros(len(batch)) if solution.queries is None else solution.queries
             queries.append(counted.to(torch.int64).cpu())
             if solution.undirected is not None:
@@ -251,6 +257,8 @@ class CatalogueAttack(EvasionAttack, ABC):
                 details.setdefault(name, []).append(values.cpu())
         self.queries = torch.cat(queries).numpy()
         self.details = {name: torch.cat(values).numpy() for name, values in details.items()}
+        target, valid = (torch.cat(parts).cpu().numpy() for parts in zip(*references, strict=True))
+        self.reference = (target, valid)
         if undirected:
             warnings.warn(
                 f"{self.name}: the gradient of {len(undirected)} of {len(self.queries)} cases was NaN or infinite, so "

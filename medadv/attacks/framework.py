@@ -6,10 +6,10 @@ from typing import Any
 
 from medadv.attacks.base import Batch, CatalogueAttack, Solution
 from medadv.intensities import Budget
-from medadv.objectives import Objective, make_objective
+from medadv.objectives import Objective, by_task, make_objective
 from medadv.problem import Problem
 from medadv.search import Search
-from medadv.threats import Threat
+from medadv.threats import CaseRandom, Threat
 
 
 class FrameworkAttack(CatalogueAttack):
@@ -42,7 +42,9 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
+        self._objective: Objective = make_objective(
+            by_task(self.objective, self.victim.segments), self.victim.decision, targeted=self.targeted
+        )
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
@@ -69,7 +71,9 @@ class FrameworkAttack(CatalogueAttack):
         """The threat set of a batch."""
         kind = self.threat_kind
         assert kind is not None
-        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self))
+        # draws of their own: restarts search the same set
+        random = CaseRandom(self.seed, batch.ids, restart=-1)
+        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self), random)
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:
         """What the search has to solve for a batch."""
@@ -90,4 +94,6 @@ def solution_of(problem: Problem) -> Solution:
     best = problem.best
     assert best is not None
     inside = problem.threat.contains(best.x, best.theta)
-    return Solution(best.x, inside, problem.undirected, problem.queries)
+    theta = best.x - problem.threat.x if best.theta is None else best.theta
+    reference = problem.threat.apply_target(theta, problem.target, problem.valid)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,18 @@ from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
 from medadv.objectives.library import LossObjective
-from medadv.objectives.losses import CosPGD, CrossEntropy, DiceCE, Margin, MaskedCrossEntropy, SegPGD, SoftDice
+from medadv.objectives.losses import (
+    DLR,
+    CosPGD,
+    CrossEntropy,
+    DiceCE,
+    JensenShannon,
+    Margin,
+    MaskedCrossEntropy,
+    MaskedSpherical,
+    SegPGD,
+    SoftDice,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
@@ -20,7 +32,24 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "segpgd": SegPGD,
     "cospgd": CosPGD,
     "masked-ce": MaskedCrossEntropy,
+    "dlr": DLR,
+    "js": JensenShannon,
+    "mask-norm": MaskedSpherical,
 }
+
+AUTO = "auto"
+
+
+def by_task(given: Any, segments: bool) -> Any:
+    """What ``"auto"`` stands for: soft Dice where there is one diagnosis per voxel, else cross-entropy.
+
+    Example:
+        >>> by_task("auto", segments=True), by_task("margin", segments=True)
+        ('dice', 'margin')
+    """
+    if isinstance(given, str) and given == AUTO:
+        return "dice" if segments else "ce"
+    return given
 
 
 def make_objective(given: str | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool) -> Objective:
@@ -52,4 +81,4 @@ def monitor_of(objective: Objective, segments: bool) -> Objective:
     """
     if not objective.scheduled:
         return objective
-    return (SoftDice if segments else CrossEntropy)(objective.decision, targeted=objective.targeted)
+    return OBJECTIVES[by_task(AUTO, segments)](objective.decision, targeted=objective.targeted)

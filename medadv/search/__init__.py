@@ -4,7 +4,8 @@ A gradient search of K steps costs K + 1 forward and K backward passes per start
 """
 
 from medadv.search.auto_pgd import AutoPGD, checkpoints
+from medadv.search.auto_pgd_l1 import AutoPGDL1
 from medadv.search.base import RandomDraws, Search
 from medadv.search.gradient import SteepestAscent
 
-__all__ = ["AutoPGD", "RandomDraws", "Search", "SteepestAscent", "checkpoints"]
+__all__ = ["AutoPGD", "AutoPGDL1", "RandomDraws", "Search", "SteepestAscent", "checkpoints"]

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
-from medadv.threats.balls import L2Ball, LInfBall
-from medadv.threats.base import Threat
+from medadv.threats.balls import L1Ball, L2Ball, LInfBall
+from medadv.threats.base import CaseRandom, Threat
+from medadv.threats.geometry import Affine, Deformation, affine_budget, displacement_budget
+from medadv.threats.kspace import KSpace, kspace_budget
+from medadv.threats.patches import Patch, patch_budget
 
 Build = Callable[..., Threat]
 
@@ -32,6 +35,8 @@ class ThreatKind:
         eps: default budget; None: the user must say it.
         options: parameters of ``build`` that an attack may set, with their defaults.
         norm: order of the ball, where it is one.
+        drawn: True if the set itself is drawn at random per case, such as the place of a patch; ``build`` then gets
+            the draws of each case as ``random``.
         ranks: spatial dimensions it is for.
     """
 
@@ -42,19 +47,43 @@ class ThreatKind:
     eps: float | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     norm: float | None = None
+    drawn: bool = False
     ranks: tuple[int, ...] = (2, 3)
 
     def threat(
-        self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None, options: Mapping[str, Any]
+        self,
+        x: Tensor,
+        budget: Budget,
+        intensity: Intensity,
+        mask: Tensor | None,
+        options: Mapping[str, Any],
+        random: CaseRandom | None = None,
     ) -> Threat:
-        """The set around images ``x``; of ``options`` those are used that this kind has."""
-        return self.build(x, budget, intensity, mask, **{name: options[name] for name in self.options})
+        """The set around images ``x``; of ``options`` and of the draws those are used that this kind has."""
+        used = {name: options[name] for name in self.options}
+        if self.drawn:
+            used["random"] = random
+        return self.build(x, budget, intensity, mask, **used)
 
 
 _BALLS = (
     ThreatKind("linf", "every voxel moves by at most eps", LInfBall, norm=torch.inf),
     ThreatKind("l2", "the root of the summed squared change is at most eps", L2Ball, norm=2.0),
+    ThreatKind("l1", "the summed absolute change is at most eps", L1Ball, norm=1.0),
 )
 
-THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in _BALLS}
+_PHYSICAL = (
+    ThreatKind("deformation", "a smooth one-to-one field moves image and reference by at most eps along an axis",
+               Deformation, displacement_budget, eps=1.0,
+               options={"control_points": 5, "interpolation": "bspline", "spacing": None}),
+    ThreatKind("affine", "image and reference turn, scale and shift by at most the share eps of the limits", Affine,
+               affine_budget, eps=1.0, options={"rotation": 30.0, "scale": 0.2, "translation": 0.1, "shear": 0.0,
+                                                     "spacing": None}),
+    ThreatKind("patch", "any intensity in a box of at most the share eps of the voxels, which do not count", Patch,
+               patch_budget, eps=0.05, options={"location": "random", "score_patch": False}, drawn=True),
+    ThreatKind("kspace", "a complex change of k-space lines with at most the share eps of its L2 norm", KSpace,
+               kspace_budget, eps=0.02, options={"lines": "all", "reconstruction": "auto"}, drawn=True),
+)  # fmt: skip
+
+THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_PHYSICAL)}
 BALL_KINDS: dict[float, ThreatKind] = {kind.norm: kind for kind in _BALLS if kind.norm is not None}
