@@ -10,6 +10,7 @@ from torch import Tensor
 from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
+from medadv.objectives.evasion import Evasive, plain_of
 from medadv.objectives.library import LossObjective
 from medadv.objectives.losses import (
     DLR,
@@ -58,6 +59,8 @@ def make_objective(given: str | Objective | Callable[..., Tensor], decision: Dec
     Raises:
         ValueError: an unknown name, or an objective that is not for this decision or direction.
     """
+    if getattr(decision, "guarded", False) and not isinstance(given, Evasive):
+        return Evasive(decision, make_objective(given, plain_of(decision), targeted=targeted))
     if isinstance(given, str):
         if given not in OBJECTIVES:
             raise unknown_name("objective", given, OBJECTIVES)
@@ -81,4 +84,9 @@ def monitor_of(objective: Objective, segments: bool) -> Objective:
     """
     if not objective.scheduled:
         return objective
+    if isinstance(objective, Evasive):
+        inner = monitor_of(objective.inner, segments)
+        if inner.views:  # a monitor sees the image alone
+            inner = CrossEntropy(inner.decision, targeted=inner.targeted)
+        return Evasive(objective.decision, inner, rising=False)
     return OBJECTIVES[by_task(AUTO, segments)](objective.decision, targeted=objective.targeted)
