@@ -46,6 +46,7 @@ class Recipe:
         fixed_objective: False if ``objective=`` may replace its objective.
         directed: False if it can't be targeted.
         minimal: True if it looks for the smallest perturbation and needs no ``eps``.
+        independent: False if cases of a batch influence each other or share draws.
         alternatives: names of attacks to point to where this one is not right.
     """
 
@@ -68,6 +69,7 @@ class Recipe:
     fixed_objective: bool = True
     directed: bool = True
     minimal: bool = False
+    independent: bool = True
     alternatives: tuple[str, ...] = ()
 
     @property
