@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,16 @@ import torch
 from torch import Tensor
 
 from medadv.adapters.art_table import ART_ROWS, ART_TABLE, VIEWED, ArtRow, kind_of, options_of, parameters_of
-from medadv.adapters.art_views import Blank, Doorway, UnitRange, as_art_classifier, as_art_dense, layer_in, margin_of
+from medadv.adapters.art_views import (
+    Blank,
+    Doorway,
+    UnitRange,
+    as_art_classifier,
+    as_art_dense,
+    drawing_from,
+    layer_in,
+    margin_of,
+)
 from medadv.attacks.base import Batch, CatalogueAttack, Solution
 from medadv.attacks.recipes import DECISIONS, TASKS, Recipe
 from medadv.decisions import as_plain_tensor
@@ -284,11 +292,9 @@ class ArtAttack(CatalogueAttack):
 
     def _generate(self, shown: Any, case: Batch, guide: Tensor | None, draws: object) -> np.ndarray:
         number = CaseRandom(self.seed, [draws]).generators[0].initial_seed()
-        np.random.seed(number % 2**32)
-        random.seed(number)
-        torch.manual_seed(number)
         try:
-            return np.asarray(self._build(shown).generate(self._unit.encode(case.x), self._labels(case, guide)))
+            with drawing_from(number):
+                return np.asarray(self._build(shown).generate(self._unit.encode(case.x), self._labels(case, guide)))
         except ValueError as error:
             if "NaN or infinite" in str(error):  # ART asked about an image it had divided by zero
                 raise RuntimeError(self._not_finite(case)) from error

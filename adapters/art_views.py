@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -140,7 +144,25 @@ def layer_in(estimator: Any, network: Any, layer: int | str | None) -> int | str
     if not isinstance(layer, str) or network is None or layer not in dict(network.named_modules()):
         return layer
     wanted = network.get_submodule(layer)
-    return next(name for name, module in estimator.network.named_modules() if module is wanted)
+    return next((name for name, module in estimator.network.named_modules() if module is wanted), layer)
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Seeds every generator that ART draws from; the global ones are restored by who called.
+
+    HopSkipJump and BoundaryAttack make generators of their own without a seed, so these are seeded too.
+    """
+
+    class Seeded(np.random.RandomState):
+        def __init__(self, given: Any = None) -> None:
+            super().__init__(seed % 2**32 if given is None else given)
+
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    torch.manual_seed(seed)
+    with mock.patch.object(np.random, "RandomState", Seeded):
+        yield
 
 
 def _lenient(estimator: Any) -> Any:
