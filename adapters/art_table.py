@@ -157,7 +157,7 @@ _RANDOM = "ART draws random starts for classifiers only"
 _DETECTOR = "is for object detectors, whose output is boxes"
 _SPEECH = "is for speech recognisers, whose input is sound"
 _TENSORFLOW = "is for TensorFlow models"
-_GREY = "counts whole grey values of 0 to 255 in colour images, and calls what numpy 2 has removed"
+_GREY = "counts in whole grey values of 0 to 255 and fails on two classes and on volumes"
 _PATCH = "makes a patch and no adversarial images, and extrudes it through all slices of a volume"
 _FLAT = "is for 2D images"
 _ONE_FOR_ALL = Refusal("needs one classifier for all images, and each case here has one of its own",
@@ -243,7 +243,8 @@ _REFUSED = (
     _never("VirtualAdversarialMethod", "1507.00677",
            "goes where the output changes most, towards the right answer as often as away from it", "pgd"),
     _never("PixelAttack", "1710.08864", _GREY, "square", "simba-dct"),
-    _never("ThresholdAttack", "1906.06026", f"needs cma, which ART does not declare, {_GREY}", "square", "simba-dct"),
+    _never("ThresholdAttack", "1906.06026",
+           f"needs cma, which ART does not declare, and {_GREY}", "square", "simba-dct"),
     _never("SpatialTransformation", "1712.02779",
            "turns all images alike, refuses volumes, and leaves the mask of a segmentation where it was",
            "affine", "deformation"),

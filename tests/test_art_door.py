@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import random
+from pathlib import Path
 from typing import Any
 
 import art.attacks.evasion as evasion
@@ -212,7 +213,7 @@ class Linear(torch.nn.Module):
         self.head = torch.nn.Linear(size, 4)
         with torch.no_grad():
             self.head.weight.copy_(torch.randn(4, size, generator=torch.Generator().manual_seed(0)) / width)
-            self.head.bias.copy_(torch.tensor([0.3, -0.2, 0.1, 0.0]) - self.head.weight.sum(1) * 0)
+            self.head.bias.copy_(torch.tensor([0.3, -0.2, 0.1, 0.0]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(x.flatten(1))
@@ -511,6 +512,20 @@ def test_input_that_cannot_be_right_is_refused() -> None:
         create("art/FastGradientMethod", classifier, eps=EPS, targeted=True).generate(x)
 
 
+def test_models_that_are_no_torch_module_are_refused() -> None:
+    class Asked:
+        """A victim that can only be asked."""
+
+        def __init__(self) -> None:
+            victim = multiclass(2).victim()
+            self.decision, self.intensity, self.passes = victim.decision, victim.intensity, victim.passes
+            self.segments, self.deterministic, self.device = False, True, victim.device
+            self.logits, self.differentiate, self.attacked = victim.logits, victim.differentiate, victim.attacked
+
+    with pytest.raises(TypeError, match="one torch module, got Asked"):
+        create("deepfool", Asked())
+
+
 def test_packages_that_art_does_not_declare_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     with pytest.raises(ImportError, match="pip install multiprocess"):
@@ -534,9 +549,24 @@ def test_what_art_returns_is_checked_and_brought_exactly_into_the_ball(
             attack.generate(x, y)
 
 
-def test_overlap_with_the_multilabel_wrapper() -> None:
-    # one label alone: still a multi-label model, and shown as such
-    network = BrightnessClassifier((20.0,))
-    estimator = MonaiMultilabelClassifier(network, (1, 8, 8), decision=Multilabel(1))
+def test_a_single_label_is_a_multilabel_model_too() -> None:
+    estimator = MonaiMultilabelClassifier(BrightnessClassifier((20.0,)), (1, 8, 8), decision=Multilabel(1))
     x = grey_images(2, (0.48,))
     assert scores(estimator, create("deepfool", estimator).generate(x), np.array([[0]]))[0] == 0
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "art.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ART_TABLE)
+def test_the_documentation_says_what_the_table_says(name: str) -> None:
+    row = ART_TABLE[name]
+    if not any(row.ranks_for(kind) for kind in KINDS):
+        assert any(f"`{name}`" in line and row.refusals[0].why in line for line in DOCS.splitlines())
+        return
+    (line,) = [line for line in DOCS.splitlines() if line.startswith(f"| `art/{name}` ")]
+    shown = [cell.strip() for cell in line.strip("|").split("|")]
+    for kind, cell in zip(KINDS, shown[4:], strict=True):
+        ranks = row.ranks_for(kind)
+        route = "view" if kind in ("multilabel", "segmentation") and not row.dense else "direct"
+        assert cell == (f"{route}{'' if len(ranks) == 2 else f', {ranks[0]}D'}" if ranks else "")
