@@ -27,6 +27,25 @@ IMAGE_BLIND = "image-blind"
 _PROBED_CASES = 8
 
 
+@dataclass(frozen=True)
+class Planned:
+    """An attack to run: a name of the catalogue, its options, and how the tables call it."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """How the tables call it."""
+        return self.title or self.name
+
+    @property
+    def has_own_budget(self) -> bool:
+        """Whether it runs once at a budget of its own: one it was given, or that of a threat that is no ball."""
+        return "eps" in self.options or recipe_of(self.name).threat is not None
+
+
 @dataclass
 class Outcome:
     """What one attack did at one budget.
@@ -179,13 +198,11 @@ class Evaluator:
         x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
         return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
 
-    def attack(
-        self, name: str, eps: float | str | None = None, *, keep_images: bool = False, **options: Any
-    ) -> Outcome:
-        """Runs one attack at one budget; None: that of its threat."""
-        attack: CatalogueAttack = create(
-            name, self.estimator, eps=eps, batch_size=self.batch_size, **{"seed": self.seed, **options}
-        )
+    def attack(self, planned: Planned, eps: float | str | None = None, *, keep_images: bool = False) -> Outcome:
+        """Runs one attack at one budget; None: its own."""
+        name = planned.name
+        settings = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed, **planned.options}
+        attack: CatalogueAttack = create(name, self.estimator, **settings)
         start = time.perf_counter()
         x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
         seconds = time.perf_counter() - start
@@ -198,7 +215,7 @@ class Evaluator:
         outcome = self._outcome(
             torch.from_numpy(x_adv),
             self.clean.diagnosis,
-            attack=name,
+            attack=planned.label,
             reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
             access=attack.recipe.access,
             threat="none" if kind is None else kind.name,
@@ -290,7 +307,7 @@ def structural_similarity(x_adv: Tensor, x: Tensor, intensity: Intensity) -> np.
 def evaluate_estimator(
     estimator: Estimator,
     data: Dataset,
-    attacks: Sequence[tuple[str, dict[str, Any]]],
+    attacks: Sequence[Planned],
     budgets: Sequence[float | str],
     *,
     batch_size: int = 32,
@@ -304,7 +321,7 @@ def evaluate_estimator(
     Args:
         estimator: a medadv estimator.
         data: its test cases are attacked.
-        attacks: names of the catalogue with options; noise is added if it is missing.
+        attacks: what to run; noise is added if it is missing.
         budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
             Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
         batch_size, seed, test_cases: as in :class:`Evaluator`.
@@ -313,26 +330,18 @@ def evaluate_estimator(
     """
     evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases)
     outcomes = [evaluator.clean]
-    planned = [*([] if any(name == "noise" for name, _ in attacks) else [("noise", dict[str, Any]())]), *attacks]
-    own = [attack for attack in planned if has_own_budget(*attack)]
-    runs = [
-        [(name, {"eps": eps, **options}) for name, options in planned if (name, options) not in own]
-        for eps in budgets
-        if estimator.intensity.budget(eps).eps > 0
-    ]
-    for run in [*runs, own]:
+    planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
+    positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
+    shared = [attack for attack in planned if not attack.has_own_budget]
+    runs: list[tuple[float | str | None, list[Planned]]] = [(eps, shared) for eps in positive]
+    for eps, run in [*runs, (None, [attack for attack in planned if attack.has_own_budget])]:
         found = []
-        for name, options in run:
-            found.append(evaluator.attack(name, keep_images=keep_images, **options))
-            on_attack(f"{name} at {options.get('eps', 'its own budget')}")
+        for attack in run:
+            found.append(evaluator.attack(attack, eps, keep_images=keep_images))
+            on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
         groups = dict.fromkeys((outcome.threat, outcome.eps) for outcome in found)
         outcomes += found
         outcomes += [evaluator.worst_case([o for o in found if (o.threat, o.eps) == group]) for group in groups]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
     return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())
-
-
-def has_own_budget(name: str, options: dict[str, Any]) -> bool:
-    """Whether an attack runs once at a budget of its own: one it was given, or that of a threat that is no ball."""
-    return "eps" in options or recipe_of(name).threat is not None
