@@ -42,13 +42,16 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(
-            by_task(self.objective, self.victim.segments), self.victim.decision, targeted=self.targeted
-        )
+        self._objective: Objective = self._make_objective()
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
                 "use 'ce' or 'margin'."
+            )
+        if self._objective.images_only and self.victim.segments:
+            raise ValueError(
+                f"objective {self.objective!r} is about one diagnosis per image, but this model gives one per voxel; "
+                "use 'dice' or 'margin'."
             )
         if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
             raise ValueError(
@@ -60,6 +63,11 @@ class FrameworkAttack(CatalogueAttack):
         self._image_terms = () if self.recipe.image_terms is None else tuple(self.recipe.image_terms(self))
         assert self.recipe.search is not None
         self._search: Search = self.recipe.search(self)
+
+    def _make_objective(self) -> Objective:
+        """What is maximised; goals with parameters of their own build it from those."""
+        given = by_task(self.objective, self.victim.segments)
+        return make_objective(given, self.victim.decision, targeted=self.targeted)
 
     @property
     def step_size(self) -> float:

@@ -68,5 +68,6 @@ class Resizing:
             small = F.interpolate(flat, sides, mode=_LINEAR[len(sides)], align_corners=False)
         canvas = fill.expand(case.shape).clone().reshape(flat.shape)
         inside = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
-        canvas[(slice(None), slice(None), *inside)] = small
+        everywhere = (slice(None), slice(None))
+        canvas[everywhere + inside] = small
         return canvas.reshape(case.shape)
