@@ -22,10 +22,6 @@ QUICK = settings(max_examples=12, deadline=None, derandomize=True)
 ROWS = rows()
 GRADIENT_ROWS = rows(steps_along_gradients)
 LOOKING_TWICE = ("di-fgsm",)  # whose gradient is taken at another image than the one that is kept
-ROWS = [
-    (name, kind) for name, row in CATALOGUE.items() for kind in KINDS if len(row.tasks) == 2 or kind.startswith("voxel")
-]
-SEES_SCORES = {name for name, row in CATALOGUE.items() if row.access == "score"}
 HU = Intensity(-1024, 3071, unit="HU", window=(-175, 250), grid=(1, 0))
 CHANNELS = Intensity((0.0, -2.0), (1.0, 6.0))
 
@@ -351,14 +347,6 @@ def test_passes_and_queries_are_counted(name, kind):
     if CATALOGUE[name].independent:
         asked = 0 if CATALOGUE[name].access == "transfer" else sum(seen)  # there the model looked at is a surrogate
         assert attack.queries.shape == (len(case.x),) and attack.queries.sum() == asked
-    assert vars(attack.passes) == count
-    if name in SEES_SCORES:
-        # every query is a step; nobody asks on when all cases are at the floor
-        assert count["backward"] == 0 and count["forward"] == max(attack.queries)
-        assert count["forward"] <= STEPS if keep == "score" else (attack.queries == STEPS).all()
-        return
-    steps = {"noise": 0, "fgsm": 1}.get(name, STEPS)
-    assert count == {"forward": steps + (keep != "last"), "backward": steps}
 
 
 @pytest.mark.parametrize("name", ["pgd-dice", "mi-fgsm", "apgd-ce"])
@@ -374,8 +362,6 @@ def test_restarts_multiply_passes_and_batches_too_and_never_hurt(name):
 
 
 @pytest.mark.parametrize(("name", "kind", "norm"), [r for r in with_norms(GRADIENT_ROWS) if r[0] != "fgsm"])
-@pytest.mark.parametrize("norm", [np.inf, 2])
-@pytest.mark.parametrize(("name", "kind"), [row for row in ROWS if row[0] not in {"noise", "fgsm", *SEES_SCORES}])
 def test_the_kept_image_is_never_better_for_the_clinic_than_the_last_or_the_first(name, kind, norm):
     case = setting(kind, cases=6)
     eps = {np.inf: "8/255", 2: 0.3, 1: 2.0}[norm]
@@ -393,12 +379,10 @@ def test_targeted_attacks_near_their_target(name, kind, norm):
     case = setting(kind, cases=6)
     wanted = 1 - case.y if "labels" in kind else (case.y + 1) % 3
     attack = attack_on(case, name, targeted=True, norm=norm, eps={np.inf: "16/255", 2: 1.0, 1: 5.0}[norm])
-    more = {"max_iter": 60} if name in SEES_SCORES else {}
-    attack = attack_on(case, name, targeted=True, norm=norm, eps=1.0 if norm == 2 else "16/255", **more)
     x_adv = attack.generate(case.x, wanted)
     before, after = (np.nan_to_num(case.scores(x, wanted)) for x in (case.x, x_adv))
     assert after.mean() > before.mean()
-    if name not in {"fgsm", *SEES_SCORES}:
+    if name != "fgsm":
         assert (after >= np.nan_to_num(case.scores(attack_start(case, attack), wanted))).all()
 
 

@@ -14,6 +14,7 @@ from medadv.objectives.labels import AllLabels, AnyLabel, LabelMargin, LabelShar
 from medadv.objectives.library import LossObjective, reference_for
 from medadv.objectives.losses import (
     DLR,
+    CarliniWagner,
     CosPGD,
     CrossEntropy,
     DiceCE,
@@ -23,26 +24,14 @@ from medadv.objectives.losses import (
     MaskedSpherical,
     SegPGD,
     SoftDice,
+    margins,
 )
 from medadv.objectives.structures import OneOrgan, TowardsMask
 
 __all__ = [
+    "AUTO",
     "AllLabels",
     "AnyLabel",
-    "AUTO",
-    CarliniWagner,
-    CosPGD,
-    CrossEntropy,
-    DiceCE,
-    Margin,
-    MaskedCrossEntropy,
-    SegPGD,
-    SoftDice,
-    margins,
-)
-
-__all__ = [
-    "OBJECTIVES",
     "CarliniWagner",
     "CosPGD",
     "CrossEntropy",

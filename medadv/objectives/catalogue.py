@@ -23,6 +23,7 @@ from medadv.objectives.labels import AllLabels, AnyLabel, LabelMargin, LabelShar
 from medadv.objectives.library import LossObjective
 from medadv.objectives.losses import (
     DLR,
+    CarliniWagner,
     CosPGD,
     CrossEntropy,
     DiceCE,
@@ -34,15 +35,6 @@ from medadv.objectives.losses import (
     SoftDice,
 )
 from medadv.objectives.structures import OneOrgan, TowardsMask
-    CarliniWagner,
-    CosPGD,
-    CrossEntropy,
-    DiceCE,
-    Margin,
-    MaskedCrossEntropy,
-    SegPGD,
-    SoftDice,
-)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,

@@ -59,13 +59,17 @@ class Margin(Objective):
         self.over = over
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        margin = margins(self.decision, output, target)
+        margin = self._margin(output, target)
         if margin.ndim == 1:
             return -self.sign * margin * valid
         if self.over != "share":
             return self._extreme_label(margin, valid)
         unfinished = margin.clamp(max=0) if self.targeted else margin.clamp(min=0)
         return -self.sign * mean_over_valid(unfinished, valid)
+
+    def _margin(self, output: Tensor, target: Tensor) -> Tensor:
+        """What is pushed over the boundary, positive where the diagnosis equals the target, like ``target``."""
+        return margins(self.decision, output, target)
 
     def _extreme_label(self, margin: Tensor, valid: Tensor) -> Tensor:
         # untargeted "any": one label wrong suffices, so push the weakest; targeted "all": the weakest must be right
@@ -113,6 +117,8 @@ class DLR(Margin):
         ranked = output.topk(needed, dim=1).values
         spread = ranked[:, 0] - ranked[:, 2:].mean(1)
         return margin / spread.clamp(min=1e-12)
+
+
 class CarliniWagner(Objective):
     """The margin of Carlini and Wagner, pursued past the boundary up to a confidence (arXiv 1608.04644).
 
