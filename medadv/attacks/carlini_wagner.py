@@ -23,11 +23,11 @@ class CarliniWagner(MinimumNormAttack):
     ``|tanh w| <= .99``: other than with the original's open range, voxels at the very ends of the range (the black
     background of most medical images) start exactly where they are and can still move.
 
-    For each c Adam runs twice, at ``learning_rate`` and at a tenth of it, both falling linearly: the first gets to
-    boundaries that are far away or need voxels at the ends of the range, the second keeps to the nearest one.
+    Cases that are not adversarial after this, because ``max_iter`` steps did not come far enough, get a second search
+    with ten times the learning rate, falling linearly.
 
-    Options: ``max_iter`` Adam steps in each of the two runs for each of ``binary_search_steps`` values of c, from
-    ``initial_const`` on; ``learning_rate`` in w; ``kappa`` the margin in logits that counts as adversarial.
+    Options: ``max_iter`` Adam steps for each of ``binary_search_steps`` values of c, from ``initial_const`` on;
+    ``learning_rate`` in w; ``kappa`` the margin in logits that counts as adversarial.
 
     Example:
         >>> import numpy as np, torch
@@ -61,15 +61,22 @@ class CarliniWagner(MinimumNormAttack):
         return replace(super().goal, confidence=self.kappa)
 
     def _search(self, pursuit: Pursuit) -> None:
+        self._search_const(pursuit, wide=False)
+        rows = pursuit.open
+        if len(rows):
+            part = pursuit.subset(rows)
+            self._search_const(part, wide=True)
+            pursuit.merge(rows, part)
+
+    def _search_const(self, pursuit: Pursuit, *, wide: bool) -> None:
         const, low, high = full(pursuit, self.initial_const), full(pursuit, 0.0), full(pursuit, torch.inf)
         for _ in range(self.binary_search_steps):
-            won = self._descend(pursuit, const, self.learning_rate)
-            won |= self._descend(pursuit, const, self.learning_rate / 10)
+            won = self._descend(pursuit, const, wide)
             high = torch.where(won, torch.minimum(high, const), high)
             low = torch.where(won, low, torch.maximum(low, const))
             const = torch.where(high.isfinite(), (low + high) / 2, 10 * const)
 
-    def _descend(self, pursuit: Pursuit, const: Tensor, rate: float) -> Tensor:
+    def _descend(self, pursuit: Pursuit, const: Tensor, wide: bool) -> Tensor:
         """One run of Adam with c = ``const`` ``(N,)``; which cases were adversarial at some step."""
         domain, batch, margin = pursuit.domain, pursuit.batch, pursuit.goal.margin
         middle, half = (domain.lower + domain.upper) / 2, (domain.upper - domain.lower) / 2
@@ -89,7 +96,8 @@ class CarliniWagner(MinimumNormAttack):
             won |= look.reached
             slope = half * (1 - w.tanh().square()) / REACH
             grad = (look.grad + 2 * theta / pursuit.unit**2) * slope
-            w = adam.step(w, grad, rate * (1 - step / self.max_iter)).clamp(-furthest, furthest)
+            rate = 10 * self.learning_rate * (1 - step / self.max_iter) if wide else self.learning_rate
+            w = adam.step(w, grad, rate).clamp(-furthest, furthest)
         return won
 
 

@@ -27,7 +27,7 @@ ROWS = (
            "1907.02044", {"max_iter": 100, "n_target_classes": 9}, FAB, tasks=_IMAGES, directed=False, minimal=True,
            norms=tuple(norm for norm in (np.inf, 2.0, 1.0) if norm in BALL_KINDS), alternatives=_FOR_VOXELS),
     Recipe("cw", "smallest L2 change by a penalty on the margin", "L2 norm + margin", None, "Adam, search over c",
-           "1608.04644", {"max_iter": 100, "binary_search_steps": 6, "initial_const": 0.1, "learning_rate": 0.1,
+           "1608.04644", {"max_iter": 100, "binary_search_steps": 9, "initial_const": 0.1, "learning_rate": 0.01,
                           "kappa": 0.0},
            CarliniWagner, tasks=_IMAGES, norms=(2.0,), minimal=True, alternatives=_FOR_VOXELS),
     Recipe("cw-pgd", "projected steps on the margin up to a confidence of 50; eps_step is a quarter of eps (the "
