@@ -14,6 +14,7 @@ import numpy as np
 
 LINF: tuple[float, ...] = (np.inf,)
 L2: tuple[float, ...] = (2.0,)
+L1: tuple[float, ...] = (1.0,)
 IMAGES = ("classification",)
 VOXELS_TOO = ("classification", "segmentation")
 
@@ -198,7 +199,7 @@ ENTRIES = (
     Entry("DeepFool", "steps to the linearised boundary", "1511.04599", "distance", norms=L2, minimal=True,
           options={"steps": 50, "overshoot": 0.02}, targeted=False, single=True, instead=("apgd-margin",)),
     Entry("EADL1", "shrinkage on L1, L2 and margin; the least L1 is kept", "1709.04114", "distance and margin",
-          norms=(), options=_ELASTIC, minimal=True, single=True, positive=True, instead=("apgd-margin",)),
+          norms=L1, options=_ELASTIC, minimal=True, single=True, positive=True, instead=("apgd-margin",)),
     Entry("EADEN", "shrinkage on L1, L2 and margin; the least of L2 plus L1 is kept", "1709.04114",
           "distance and margin", norms=(), options=_ELASTIC, minimal=True, single=True, positive=True,
           instead=("apgd-margin",)),
