@@ -208,7 +208,10 @@ ENTRIES = (
           instead=("apgd-margin",)),
     Entry("JSMA", "the two most salient voxels at a time", "1511.07528", "saliency", norms=(),
           options={"gamma": 0.1}, of_range={"theta": 1.0}, needs_target=True, single=True, most_values=4096,
-          why={"targeted": "without a target it aims at class (y + 1) % 10, whatever the number of classes"},
+          least_classes=3, why={
+              "targeted": "without a target it aims at class (y + 1) % 10, whatever the number of classes",
+              "classes": "of logits 0 and z it finds no pair of voxels that raises one and lowers the other, and "
+              "changes the first voxel again and again"},
           instead=("pgd",)),
     Entry("OnePixel", "a pixel found by differential evolution", "1710.08864", "probability of the class", norms=(),
           options={"pixels": 1, "steps": 10, "popsize": 10, "inf_batch": 128}, ranks=(2,), access="score", single=True,

@@ -49,6 +49,10 @@ SETTINGS: dict[str, Setting] = {
     "affine": Setting({"eps": 0.3, "max_iter": 20, "num_random_init": 1}),
     "patch": Setting({"eps": 0.2, "max_iter": 20}),
     "kspace": Setting({"eps": 0.1}),
+    "torchattacks/GN": Setting({"std": EPS / 2}),
+    "torchattacks/PGDRS": Setting({"noise_sd": EPS}),
+    "torchattacks/PGDRSL2": Setting({"noise_sd": EPS}),
+    "torchattacks/OnePixel": Setting(unsuccessful="one pixel moves the mean of this model by less than its margin"),
 }
 
 
