@@ -23,7 +23,7 @@ from medadv.threats import BALL_KINDS, ThreatKind
 from medadv.victims import Passes, Victim, logits_in, victim_of
 
 # options that are whole numbers, with the least value of each
-WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0}
+WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0, "block": 2}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Solution:
     inside: Tensor | None = None
     undirected: Tensor | None = None
     queries: Tensor | None = None
-    reference: tuple[Tensor, Tensor] | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
+    reference: tuple[Tensor, Tensor] | None = None
 
 
 class CatalogueAttack(EvasionAttack, ABC):

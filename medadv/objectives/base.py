@@ -32,11 +32,13 @@ class Objective(ABC):
             different steps can't be compared; step control then watches a fixed objective (:func:`monitor_of`).
         voxels_only: True if it compares regions and has no meaning for one diagnosis per image.
         sees_detector: True if it is made for the outputs of a model with a detector (:mod:`medadv.detectors`).
+        images_only: True if it has no meaning for one diagnosis per voxel.
         views: functions of the image whose logits it needs as well; it gets them, without a graph, as ``others``.
     """
 
     scheduled = False
     voxels_only = False
+    images_only = False
     views: Sequence[View] = ()
     sees_detector = False
 
