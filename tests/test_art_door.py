@@ -189,16 +189,23 @@ def test_rows_are_complete_and_name_attacks_that_are_right(name: str) -> None:
 def test_autoattack_goes_on_to_squares_where_nothing_else_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def few_squares(**options: Any) -> Any:
-        ran.append(evasion.SquareAttack(**{**options, "max_iter": 20, "nb_restarts": 1}))
-        return ran[-1]
+    def shorter(kind: Any, **changes: Any) -> Any:
+        def build(**options: Any) -> Any:
+            ran.append(kind.__name__)
+            return kind(**{**options, **changes})
 
-    monkeypatch.setattr("art.attacks.evasion.auto_attack.SquareAttack", few_squares)
+        return build
+
+    for kind, shortened in {
+        evasion.AutoProjectedGradientDescent: {"max_iter": 3, "nb_random_init": 1},
+        evasion.SquareAttack: {"max_iter": 20, "nb_restarts": 1},
+    }.items():
+        monkeypatch.setattr(f"art.attacks.evasion.auto_attack.{kind.__name__}", shorter(kind, **shortened))
     estimator, x, y = setting("multiclass", 2)
     attack = create("art/AutoAttack", estimator, eps=0.001)
     x_adv = attack.generate(x, y)
     assert_kept(x, x_adv, 0.001)
-    assert (scores(estimator, x_adv, y) == 1).all() and len(ran) > 2
+    assert (scores(estimator, x_adv, y) == 1).all() and ran.count("SquareAttack") > 2
 
 
 # ---- against known answers --------------------------------------------------------------------------------------
