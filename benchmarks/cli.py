@@ -1,4 +1,4 @@
-"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv cost``."""
+"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv strength``, ``medadv cost``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medadv.attacks import catalogue
+from medadv.attacks import catalogue, recipe_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,9 +23,17 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
     bench.add_argument("--save-adversarials", action="store_true", help="also save the worst-case images")
     commands.add_parser("suites", help="list the suites")
-    commands.add_parser("attacks", help="list the attacks")
+    attacks = commands.add_parser("attacks", help="list the attacks, or check them all on tiny models")
+    attacks.add_argument("names", nargs="*", help="attacks to list or check; default: all")
+    attacks.add_argument("--check", action="store_true", help="run each against every kind of tiny model")
+    attacks.add_argument("--out", type=Path, default=Path("attacks.csv"), help="CSV that --check writes")
+    strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
+    strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")
-    cost.add_argument("--pairs", type=int, default=30, help="interleaved pairs of runs per network")
+    cost.add_argument("--pairs", type=int, help="interleaved pairs of runs per network; default 30, of --attacks 5")
+    cost.add_argument(
+        "--attacks", nargs="*", metavar="NAME", help="time these attacks (default: all) beside plain passes instead"
+    )
     return top
 
 
@@ -33,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 if it worked, 2 with one sentence on stderr if what was asked for can't be right."""
     given = parser().parse_args(arguments)
     try:
-        return {"bench": _bench, "suites": _suites, "attacks": _attacks, "cost": _cost}[given.command](given)
+        return _COMMANDS[given.command](given)
     except (ValueError, TypeError, OSError) as error:
         print(f"medadv: {error}", file=sys.stderr)
         return 2
@@ -63,15 +71,50 @@ def _suites(given: argparse.Namespace) -> int:
 
 
 def _attacks(given: argparse.Namespace) -> int:
-    print(catalogue().to_string(index=False))
+    names = [recipe_of(name).name for name in given.names]
+    if given.check:
+        return _check(names or None, given.out)
+    table = catalogue()
+    print((table[table.name.isin(names)] if names else table).to_string(index=False))
     return 0
+
+
+def _check(names: list[str] | None, out: Path) -> int:
+    from medadv.benchmarks.matrix import matrix, summary, unexplained
+    from medadv.benchmarks.store import write_text
+
+    table = matrix(names)
+    write_text(out, table.to_csv(index=False))
+    wrong = unexplained(table)
+    with pd.option_context("display.width", 200, "display.max_columns", 50, "display.max_colwidth", 100):
+        if len(wrong):
+            print(wrong.to_string(index=False))
+    print(f"{summary(table)}\n{out}")
+    return 1 if len(wrong) else 0
 
 
 def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
+    from medadv.benchmarks.cost_table import attack_costs
 
-    if given.pairs < 2:
-        raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
+    pairs = given.pairs if given.pairs is not None else 30 if given.attacks is None else 5
+    if pairs < 2:
+        raise ValueError(f"--pairs {pairs} says nothing about time; give at least 2.")
+    if given.attacks is None:
+        table = cost_table(pairs)
+    else:
+        table = attack_costs([recipe_of(name).name for name in given.attacks] or None, pairs)
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
-        print(cost_table(given.pairs).to_string(index=False))
+        print(table.to_string(index=False))
     return 0
+
+
+def _strength(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.strength import read_strength
+
+    with pd.option_context("display.width", 250, "display.max_columns", 50, "display.precision", 3):
+        print(read_strength(given.run).to_string(index=False))
+    return 0
+
+
+_COMMANDS = {"bench": _bench, "suites": _suites, "attacks": _attacks, "strength": _strength, "cost": _cost}

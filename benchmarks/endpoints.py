@@ -89,9 +89,18 @@ class EndpointTable:
     volume_unit: str = "voxels"
     thresholds: Sequence[float] = ()
 
-    def __call__(self, clean: Diagnosis, adversarial: Diagnosis) -> pd.DataFrame:
-        """Rows ``case, endpoint, reference, clean, adversarial``."""
-        rows = self._voxel_rows(clean, adversarial) if self.segments else self._image_rows(clean, adversarial)
+    def __call__(self, clean: Diagnosis, adversarial: Diagnosis, moved: Tensor | None = None) -> pd.DataFrame:
+        """Rows ``case, endpoint, reference, clean, adversarial``.
+
+        Args:
+            clean: of the images.
+            adversarial: of the adversarial images.
+            moved: the reference that belongs to these, where a threat moved anatomy; default: the same.
+        """
+        if self.segments:
+            rows = self._voxel_rows(clean, adversarial, self.target if moved is None else moved)
+        else:
+            rows = self._image_rows(clean, adversarial)
         brier = pd.DataFrame(
             {
                 "case": self.ids,
@@ -103,14 +112,12 @@ class EndpointTable:
         )
         return pd.concat([rows, brier], ignore_index=True)
 
-    def _voxel_rows(self, clean: Diagnosis, adversarial: Diagnosis) -> pd.DataFrame:
+    def _voxel_rows(self, clean: Diagnosis, adversarial: Diagnosis, moved: Tensor) -> pd.DataFrame:
         rows: list[tuple[str, str, float, float, float]] = []
         for i, case in enumerate(self.ids):
             for channel in self.decision.foreground:
-                truth, before, after = (
-                    self._mask(hard[i], channel) for hard in (self.target, clean.hard, adversarial.hard)
-                )
-                rows += [(case, *row) for row in self._lesion_rows(self.classes[channel], truth, before, after)]
+                masks = [self._mask(hard[i], channel) for hard in (self.target, moved, clean.hard, adversarial.hard)]
+                rows += [(case, *row) for row in self._lesion_rows(self.classes[channel], *masks)]
         return pd.DataFrame(rows, columns=["case", "endpoint", "reference", "clean", "adversarial"])
 
     def _mask(self, hard: Tensor, channel: int) -> np.ndarray:
@@ -118,7 +125,7 @@ class EndpointTable:
         return mask.numpy()
 
     def _lesion_rows(
-        self, name: str, truth: np.ndarray, before: np.ndarray, after: np.ndarray
+        self, name: str, truth: np.ndarray, moved: np.ndarray, before: np.ndarray, after: np.ndarray
     ) -> list[tuple[str, float, float, float]]:
         size = "area" if truth.ndim == 2 else "volume"
         volumes = [metrics.volume(mask, self.voxel_volume) for mask in (truth, before, after)]
@@ -130,7 +137,7 @@ class EndpointTable:
                 (f"false_positive_components:{name}", 0.0, float(found[0]), float(found[1])),
                 (f"specificity:{name}", 1.0, specific[0], specific[1]),
             ]
-        detected = [metrics.lesion_detection(mask, truth) for mask in (before, after)]
+        detected = [metrics.lesion_detection(before, truth), metrics.lesion_detection(after, moved)]
         return [
             (f"{size}_{self.volume_unit}:{name}", volumes[0], volumes[1], volumes[2]),
             (f"lesion_sensitivity:{name}", 1.0, detected[0][0], detected[1][0]),

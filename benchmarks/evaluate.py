@@ -13,7 +13,7 @@ import torch
 from monai.metrics import SSIMMetric
 from torch import Tensor
 
-from medadv.attacks import CatalogueAttack, create
+from medadv.attacks import CatalogueAttack, create, recipe_of
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
@@ -25,6 +25,25 @@ WORST_CASE = "worst-case"
 NO_ATTACK = "none"
 IMAGE_BLIND = "image-blind"
 _PROBED_CASES = 8
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack to run: a name of the catalogue, its options, and how the tables call it."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """How the tables call it."""
+        return self.title or self.name
+
+    @property
+    def has_own_budget(self) -> bool:
+        """Whether it runs once at a budget of its own: one it was given, or that of a threat that is no ball."""
+        return "eps" in self.options or recipe_of(self.name).threat is not None
 
 
 @dataclass
@@ -41,6 +60,7 @@ class Outcome:
         linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
         diagnosis: the model's output.
         endpoints: rows of :class:`EndpointTable`.
+        reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
     """
 
@@ -59,6 +79,7 @@ class Outcome:
     passes: Passes = field(default_factory=Passes)
     queries: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seconds: float = 0.0
+    reference: tuple[Tensor, Tensor] | None = None
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
 
@@ -136,13 +157,21 @@ class Evaluator:
     def _logits(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.estimator.predict(x.numpy(), batch_size=self.batch_size))
 
-    def _outcome(self, x_adv: Tensor, clean: Diagnosis | None, **facts: Any) -> Outcome:
+    def _outcome(
+        self,
+        x_adv: Tensor,
+        clean: Diagnosis | None,
+        *,
+        reference: tuple[Tensor, Tensor] | None = None,
+        **facts: Any,
+    ) -> Outcome:
         """Scores images by the model as it is deployed, batch by batch."""
         scores, parts = [], []
+        target, valid = reference or (self.target, self.valid)
         for rows in torch.arange(len(x_adv)).split(self.batch_size):
             logits = self._logits(x_adv[rows])
-            scores.append(self.decision.score(logits, self.target[rows], self.valid[rows]))
-            parts.append(diagnose(self.decision, logits, self.target[rows], segments=self.estimator.segments))
+            scores.append(self.decision.score(logits, target[rows], valid[rows]))
+            parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
         moved = (x_adv - self.x).double().flatten(1)
         return Outcome(
@@ -151,7 +180,8 @@ class Evaluator:
             l2_rms=moved.square().mean(1).sqrt().numpy(),
             ssim=structural_similarity(x_adv, self.x, self.estimator.intensity),
             diagnosis=diagnosis,
-            endpoints=self.table(diagnosis if clean is None else clean, diagnosis),
+            endpoints=self.table(diagnosis if clean is None else clean, diagnosis, target),
+            reference=reference,
             **facts,
         )
 
@@ -168,11 +198,11 @@ class Evaluator:
         x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
         return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
 
-    def attack(self, name: str, eps: float | str, *, keep_images: bool = False, **options: Any) -> Outcome:
-        """Runs one attack at one budget."""
-        attack: CatalogueAttack = create(
-            name, self.estimator, eps=eps, batch_size=self.batch_size, **{"seed": self.seed, **options}
-        )
+    def attack(self, planned: Planned, eps: float | str | None = None, *, keep_images: bool = False) -> Outcome:
+        """Runs one attack at one budget; None: its own."""
+        name = planned.name
+        settings = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed, **planned.options}
+        attack: CatalogueAttack = create(name, self.estimator, **settings)
         start = time.perf_counter()
         x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
         seconds = time.perf_counter() - start
@@ -181,13 +211,21 @@ class Evaluator:
             "restarts": getattr(attack, "num_random_init", 0),
             "keep": attack.keep,
         }
+        kind, budget, moved = attack.threat_kind, attack.budget, attack.reference
         outcome = self._outcome(
-            torch.from_numpy(x_adv), self.clean.diagnosis, attack=name, access=attack.recipe.access,
-            threat="none" if attack.threat_kind is None else attack.threat_kind.name, settings=settings,
-            eps=np.nan if attack.budget is None else attack.budget.eps,
-            fraction=np.nan if attack.budget is None else attack.budget.fraction, queries=attack.queries,
-            passes=attack.passes, seconds=seconds,
-        )  # fmt: skip
+            torch.from_numpy(x_adv),
+            self.clean.diagnosis,
+            attack=planned.label,
+            reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
+            access=attack.recipe.access,
+            threat="none" if kind is None else kind.name,
+            settings=settings,
+            eps=np.nan if budget is None else budget.eps,
+            fraction=np.nan if budget is None else budget.fraction,
+            queries=attack.queries,
+            passes=attack.passes,
+            seconds=seconds,
+        )
         outcome.images = x_adv if keep_images else None
         return outcome
 
@@ -206,20 +244,37 @@ class Evaluator:
             truth = self.decision.one_hot(self.target).numpy()
             diagnosis = replace(diagnosis, scores=worst_margins([o.diagnosis for o in outcomes], truth))
 
+        cases = torch.arange(len(chosen))
+        references = [outcome.reference or (self.target, self.valid) for outcome in outcomes]
+        target, valid = (torch.stack(parts)[torch.from_numpy(chosen), cases] for parts in zip(*references, strict=True))
+
         def pick(name: str) -> np.ndarray:
             return np.stack([getattr(outcome, name) for outcome in outcomes])[chosen, np.arange(len(chosen))]
 
+        images = None
+        if all(o.images is not None for o in outcomes):
+            images = np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
+        settings = {name: max(o.settings[name] for o in outcomes) for name in ("steps", "restarts")}
         return Outcome(
-            attack=WORST_CASE, access="white-box", threat=first.threat,
-            settings={"steps": max(o.settings["steps"] for o in outcomes),
-                      "restarts": max(o.settings["restarts"] for o in outcomes), "keep": "score"},
-            eps=first.eps, fraction=first.fraction, scores=pick("scores"), linf=pick("linf"), l2_rms=pick("l2_rms"),
-            ssim=pick("ssim"), diagnosis=diagnosis, endpoints=self.table(self.clean.diagnosis, diagnosis),
+            attack=WORST_CASE,
+            access="white-box",
+            threat=first.threat,
+            settings={**settings, "keep": "score"},
+            eps=first.eps,
+            fraction=first.fraction,
+            scores=pick("scores"),
+            linf=pick("linf"),
+            l2_rms=pick("l2_rms"),
+            ssim=pick("ssim"),
+            diagnosis=diagnosis,
+            endpoints=self.table(self.clean.diagnosis, diagnosis, target),
+            reference=(target, valid),
             passes=Passes(sum(o.passes.forward for o in outcomes), sum(o.passes.backward for o in outcomes)),
-            seconds=sum(o.seconds for o in outcomes), worst_attack=[outcomes[i].attack for i in chosen],
-            images=np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
-            if all(o.images is not None for o in outcomes) else None,
-        )  # fmt: skip
+            queries=np.sum([o.queries for o in outcomes], axis=0),
+            seconds=sum(o.seconds for o in outcomes),
+            worst_attack=[outcomes[i].attack for i in chosen],
+            images=images,
+        )
 
     def _ranking(self, outcome: Outcome) -> np.ndarray:
         """What makes an image the worst of its case: its score, or in a negative case how much is invented."""
@@ -252,7 +307,7 @@ def structural_similarity(x_adv: Tensor, x: Tensor, intensity: Intensity) -> np.
 def evaluate_estimator(
     estimator: Estimator,
     data: Dataset,
-    attacks: Sequence[tuple[str, dict[str, Any]]],
+    attacks: Sequence[Planned],
     budgets: Sequence[float | str],
     *,
     batch_size: int = 32,
@@ -266,25 +321,27 @@ def evaluate_estimator(
     Args:
         estimator: a medadv estimator.
         data: its test cases are attacked.
-        attacks: names of the catalogue with options; noise is added if it is missing.
+        attacks: what to run; noise is added if it is missing.
         budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
+            Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
         batch_size, seed, test_cases: as in :class:`Evaluator`.
         keep_images: keep the adversarial images of every worst case.
         on_attack: called with a line of progress after each attack.
     """
     evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases)
     outcomes = [evaluator.clean]
-    planned = [*([] if any(name == "noise" for name, _ in attacks) else [("noise", dict[str, Any]())]), *attacks]
-    for eps in budgets:
-        if estimator.intensity.budget(eps).eps == 0:
-            continue
+    planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
+    positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
+    shared = [attack for attack in planned if not attack.has_own_budget]
+    runs: list[tuple[float | str | None, list[Planned]]] = [(eps, shared) for eps in positive]
+    for eps, run in [*runs, (None, [attack for attack in planned if attack.has_own_budget])]:
         found = []
-        for name, options in planned:
-            found.append(evaluator.attack(name, eps, keep_images=keep_images, **options))
-            on_attack(f"{name} at {eps}")
-        threats = dict.fromkeys(outcome.threat for outcome in found)
+        for attack in run:
+            found.append(evaluator.attack(attack, eps, keep_images=keep_images))
+            on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
+        groups = dict.fromkeys((outcome.threat, outcome.eps) for outcome in found)
         outcomes += found
-        outcomes += [evaluator.worst_case([o for o in found if o.threat == threat]) for threat in threats]
+        outcomes += [evaluator.worst_case([o for o in found if (o.threat, o.eps) == group]) for group in groups]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
     return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())

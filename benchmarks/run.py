@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, evaluate_estimator
+from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
 from medadv.benchmarks.figures import Gallery, worst_cases
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
@@ -26,7 +26,7 @@ from medadv.training import train
 def evaluate(
     estimator: Estimator,
     data: Dataset | tuple[Any, Any],
-    attacks: Sequence[str | tuple[str, dict[str, Any]]],
+    attacks: Sequence[str | tuple[str, dict[str, Any]] | Planned],
     budgets: Sequence[float | str],
     *,
     model: str = "model",
@@ -39,7 +39,7 @@ def evaluate(
         estimator: a medadv estimator.
         data: a :class:`~medadv.benchmarks.data.Dataset`, whose test cases are attacked, or a pair of images
             ``(N, C, *S)`` and references.
-        attacks: names of the catalogue, or (name, options).
+        attacks: names of the catalogue, (name, options), or :class:`~medadv.benchmarks.evaluate.Planned`.
         budgets: such as ``["1/255", "4/255"]``.
         model: how the table calls the model.
         batch_size: cases at once.
@@ -57,8 +57,11 @@ def evaluate(
         ['none', 'noise', 'fgsm', 'worst-case']
     """
     dataset = data if isinstance(data, Dataset) else _as_dataset(estimator, *data)
-    specs = [(attack, dict[str, Any]()) if isinstance(attack, str) else attack for attack in attacks]
-    result = evaluate_estimator(estimator, dataset, specs, budgets, batch_size=batch_size, seed=seed)
+    planned = [
+        attack if isinstance(attack, Planned) else Planned(attack) if isinstance(attack, str) else Planned(*attack)
+        for attack in attacks
+    ]
+    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed)
     board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board
@@ -145,7 +148,8 @@ class _Run:
                 trained: dict[str, Estimator] = {}
                 for name, training in _trainings(task, model):
                     trained[name] = self._train(task, model, name, training, data, seed, trained)
-                    self._evaluate(task, model, name, trained[name], data, seed)
+                for name in trained:
+                    self._evaluate(task, model, name, trained, data, seed)
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -173,10 +177,13 @@ class _Run:
         return estimator
 
     def _evaluate(
-        self, task: TaskSpec, model: ModelSpec, name: str, estimator: Estimator, data: Dataset, seed: int
+        self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
     ) -> None:
-        attacks = [(attack.name, attack.options) for attack in task.attacks]
-        total = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets) * (len(attacks) + 1)
+        estimator = trained[name]
+        attacks = _attacks_on(name, task, trained)
+        once = sum(attack.has_own_budget for attack in attacks)
+        budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
+        total = budgets * (len(attacks) - once + 1) + once
         with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
 
             def on_attack(done: str) -> None:
@@ -212,6 +219,20 @@ def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec
     if model.checkpoint is not None:
         return [("checkpoint", None)]
     return list(task.trainings.items())
+
+
+def _attacks_on(name: str, task: TaskSpec, trained: dict[str, Estimator]) -> list[Planned]:
+    """The attacks of a task on the model of one training; a model is no surrogate of itself."""
+    planned = []
+    for attack in task.attacks:
+        options = dict(attack.options)
+        surrogate = options.get("surrogate")
+        if surrogate == name or (surrogate is not None and surrogate not in trained):
+            continue
+        if surrogate is not None:
+            options["surrogate"] = trained[surrogate]
+        planned.append(Planned(attack.name, options, attack.title or ""))
+    return planned
 
 
 def _reference(estimator: Estimator, cases: Cases) -> Any:

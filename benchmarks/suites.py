@@ -63,10 +63,14 @@ class TrainingSpec(_Strict):
 
 
 class AttackSpec(_Strict):
-    """An attack of the catalogue with its options."""
+    """An attack of the catalogue with its options, and how the tables call it (default: its name).
+
+    ``surrogate`` among the options is the name of another training of the same task.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    title: str | None = None
 
     @field_validator("name")
     @classmethod
@@ -76,7 +80,9 @@ class AttackSpec(_Strict):
     @model_validator(mode="after")
     def _accepted(self) -> AttackSpec:
         try:
-            recipe_of(self.name).check_options({k: v for k, v in self.options.items() if k not in COMMON_OPTIONS})
+            recipe_of(self.name).check_options(
+                {k: v for k, v in self.options.items() if k not in (*COMMON_OPTIONS, "eps")}
+            )
         except TypeError as error:
             raise ValueError(str(error)) from None
         return self
@@ -94,6 +100,22 @@ class TaskSpec(_Strict):
     attacks: list[AttackSpec] = Field(min_length=1)
     batch_size: int = Field(32, ge=1)
     train_seeds: list[int] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _surrogates_exist(self) -> TaskSpec:
+        for attack in self.attacks:
+            surrogate = attack.options.get("surrogate")
+            if surrogate is not None and surrogate not in self.trainings:
+                raise ValueError(f"surrogate: {unknown_name('training', surrogate, self.trainings)}")
+        return self
+
+    @model_validator(mode="after")
+    def _titles_differ(self) -> TaskSpec:
+        titles = [attack.title or attack.name for attack in self.attacks]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"attack {twice[0]!r} stands twice; give one of them another title.")
+        return self
 
     @model_validator(mode="after")
     def _warm_starts_exist(self) -> TaskSpec:

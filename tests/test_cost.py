@@ -9,6 +9,7 @@ from monai.networks.nets import UNet
 
 from medadv.attacks import create
 from medadv.benchmarks.cost import EPS, STEPS, Subject, hand_loop, measure, median_interval
+from medadv.benchmarks.cost_table import attack_costs, plain_passes
 from medadv.threats import CaseRandom
 
 TINY = {
@@ -43,3 +44,29 @@ def test_interval_of_the_median_holds_it():
     values = np.random.default_rng(0).normal(1, 0.1, 30)
     low, high = median_interval(values)
     assert low < np.median(values) < high
+
+
+@pytest.mark.parametrize("subject", TINY)
+def test_every_attack_is_timed_beside_the_passes_it_ran(subject):
+    table = attack_costs(["pgd", "apgd-margin"], runs=2, subjects=[TINY[subject]], progress=False)
+    ours = table[table.attack.isin(["pgd", "apgd-margin"])].set_index("attack")
+    assert (ours.forward_passes == 11).all() and (ours.backward_passes == 10).all() and (ours.bar == 1.05).all()
+    assert (ours.ratio > 0).all() and (ours.ci_low <= ours.ratio).all() and (ours.ratio <= ours.ci_high).all()
+
+
+def test_what_can_not_be_timed_says_why():
+    table = attack_costs(["pgd-dice"], runs=2, subjects=[TINY["image"]], progress=False)
+    assert "not timed: attack 'pgd-dice' is for segmentation" in table.note.iloc[0]
+
+
+def test_plain_passes_are_as_many_as_asked_for():
+    count = {"forward": 0, "backward": 0}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+
+    def seen(module, inputs, output):
+        count["forward"] += 1
+        count["backward"] += output.requires_grad and inputs[0].requires_grad
+
+    network.register_forward_hook(seen)
+    plain_passes(network, torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), forward=5, backward=3)
+    assert count == {"forward": 5, "backward": 3}

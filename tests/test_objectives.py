@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
+from builders import setting
 from monai.losses import (
     DiceCELoss,
     DiceFocalLoss,
@@ -16,6 +18,7 @@ from monai.losses import (
 )
 from torch import nn
 
+from medadv.attacks import create
 from medadv.decisions import Multiclass, Multilabel
 from medadv.objectives import (
     OBJECTIVES,
@@ -25,12 +28,15 @@ from medadv.objectives import (
     LossObjective,
     Margin,
     MaskedCrossEntropy,
+    MaskedSpherical,
     SegPGD,
     SoftDice,
     make_objective,
     monitor_of,
 )
 
+# objectives that need nothing but the decision and are right for every decision
+PLAIN = ("ce", "margin", "dice", "dicece", "segpgd", "cospgd", "masked-ce", "js", "mask-norm")
 SHAPES = {"image": (), "2D": (4, 3), "3D": (3, 2, 2)}
 THRESHOLDS = (0.3, 0.5, 0.8)
 
@@ -112,6 +118,21 @@ def cosine(kind, z, t):
     return (a * b).sum(0) / np.sqrt((a**2).sum(0)) / np.sqrt((b**2).sum(0))
 
 
+def jensen_shannon(kind, z, t):
+    """From the two relative entropies to the mean distribution, with 0 log 0 = 0."""
+    p = np.stack([sigmoid(z), 1 - sigmoid(z)]) if kind == "labels" else softmax(z)
+    q = np.stack([t, 1 - t]) if kind == "labels" else np.eye(3)[t].T
+    middle = (p + q) / 2
+    return (scipy.special.rel_entr(p, middle) + scipy.special.rel_entr(q, middle)).sum(0) / 2
+
+
+def spherical(kind, z, t):
+    if kind == "labels":
+        m = margin_of(kind, z, t)
+        return m / np.sqrt(m**2 + 1)
+    return np.take_along_axis(z, t[None], 0)[0] / np.sqrt((z**2).sum(0))
+
+
 def expected(name, kind, z, t, ok, targeted, progress):
     sign, loss = (-1 if targeted else 1), ce(kind, z, t)
     right = hard_agrees(kind, z, t)
@@ -123,6 +144,8 @@ def expected(name, kind, z, t, ok, targeted, progress):
         if kind == "classes" and z.shape[1] == 1:  # an image: not hinged
             return -sign * m[0] * ok[0]
         return mean(np.minimum(m, 0), ok) if targeted else -mean(np.maximum(m, 0), ok)
+    if name == "cw":
+        return mean(np.minimum(-sign * margin_of(kind, z, t), 50), ok)
     if name == "dice":
         return sign * soft_dice(kind, z, t, ok)
     if name == "dicece":
@@ -135,6 +158,10 @@ def expected(name, kind, z, t, ok, targeted, progress):
         return sign * mean((1 - weight if targeted else weight) * loss, ok)
     if name == "masked-ce":
         return sign * mean(unfinished * loss, ok)
+    if name == "js":
+        return sign * mean(jensen_shannon(kind, z, t), ok)
+    if name == "mask-norm":
+        return -sign * mean(unfinished * spherical(kind, z, t), ok)
     raise AssertionError(name)
 
 
@@ -142,7 +169,7 @@ def expected(name, kind, z, t, ok, targeted, progress):
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("rank", SHAPES)
 @pytest.mark.parametrize("kind", ["classes", "labels"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_values_are_those_of_the_formula(name, kind, rank, targeted, progress):
     spatial = SHAPES[rank]
     objective = OBJECTIVES[name](decision_of(kind), targeted=targeted)
@@ -173,12 +200,12 @@ def test_margin_over_labels_pushes_the_label_that_decides(over, targeted):
         assert float(values[i]) == pytest.approx(wanted, abs=1e-12)
 
 
-DETACHED = {SegPGD, CosPGD, MaskedCrossEntropy}
+DETACHED = {SegPGD, CosPGD, MaskedCrossEntropy, MaskedSpherical}
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("kind", ["classes", "labels"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name, kind, targeted):
     objective = OBJECTIVES[name](decision_of(kind), targeted=targeted)
     logits, target, valid = example(kind, SHAPES["2D"], seed=1, cases=2)
@@ -197,6 +224,9 @@ def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name,
                 total += expected(name, kind, now, ti, oki, targeted, 0.4)
                 continue
             unfinished = hard_agrees(kind, base, ti) != targeted
+            if name == "mask-norm":
+                total += (1 if targeted else -1) * mean(unfinished * spherical(kind, now, ti), oki)
+                continue
             weight = {
                 "segpgd": np.where(unfinished, 0.8, 0.2),
                 "masked-ce": unfinished,
@@ -215,7 +245,7 @@ def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name,
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_cases_are_independent_and_ignored_voxels_have_no_gradient(name, kind):
     objective = OBJECTIVES[name](decision_of(kind))
     logits, target, valid = example(kind, SHAPES["2D"])
@@ -230,7 +260,7 @@ def test_cases_are_independent_and_ignored_voxels_have_no_gradient(name, kind):
 
 
 @pytest.mark.parametrize("kind", ["classes", "labels"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_case_without_valid_voxels_is_worth_nothing(name, kind):
     logits, target, valid = example(kind, SHAPES["2D"])
     valid[1] = False
@@ -265,12 +295,12 @@ def test_dice_known_answers():
 
 
 def test_what_is_scheduled_is_watched_by_something_fixed():
-    for name, kind in OBJECTIVES.items():
-        objective = kind(Multiclass(2, background=0), targeted=True)
+    for name in (*PLAIN, "dlr"):
+        objective = OBJECTIVES[name](Multiclass(2, background=0), targeted=True)
         for segments in (False, True) if not objective.voxels_only else (True,):
             monitor = monitor_of(objective, segments)
             assert not monitor.scheduled and monitor.targeted
-            assert (monitor is objective) != (name in ("segpgd", "cospgd", "masked-ce"))
+            assert (monitor is objective) != (name in ("segpgd", "cospgd", "masked-ce", "mask-norm"))
             if monitor is not objective:
                 assert type(monitor) is (SoftDice if segments else CrossEntropy)
 
@@ -374,3 +404,10 @@ def test_make_objective_takes_names_objectives_and_losses():
     ready = Margin(decision)
     assert make_objective(ready, decision, targeted=False) is ready
     assert isinstance(make_objective(nn.CrossEntropyLoss(), decision, targeted=False), LossObjective)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("class", CrossEntropy), ("labels", CrossEntropy),
+                                                ("voxel-class", SoftDice), ("voxel-labels", SoftDice)])  # fmt: skip
+def test_auto_is_dice_on_voxels_and_cross_entropy_on_images(kind, expected):
+    attack = create("pgd", setting(kind).estimator, eps=0.1, objective="auto", targeted=True)
+    assert type(attack._objective) is expected and attack._objective.targeted

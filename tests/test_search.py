@@ -17,8 +17,9 @@ from medadv.attacks import create
 from medadv.decisions import Multiclass
 from medadv.intensities import Intensity
 from medadv.objectives import CrossEntropy, Margin, SegPGD, SoftDice
-from medadv.problem import Problem
+from medadv.problem import Problem, chain
 from medadv.search import AutoPGD, SteepestAscent, checkpoints
+from medadv.search.diversity import Resizing
 from medadv.threats import BALLS, CaseRandom, LInfBall
 from medadv.victims import ModuleVictim
 
@@ -311,3 +312,142 @@ def test_restarts_help_or_equal_and_the_first_is_the_single_run(search):
         losses.append(problem.best.loss)
     assert all(bool((b >= a).all()) for a, b in zip(losses, losses[1:]))
     assert bool((losses[-1] > losses[0]).any())
+
+
+def best_l1_gain(weights, low, high, eps):
+    """The most that ``w . d`` can be with the summed absolute change at most eps: the steepest voxels first."""
+    gain = 0.0
+    for i in np.argsort(-np.abs(weights)):
+        move = min(high[i] if weights[i] > 0 else -low[i], eps)
+        gain, eps = gain + abs(weights[i]) * move, eps - move
+    return gain
+
+
+def test_apgd_l1_fills_the_steepest_voxels_of_a_linear_model_up_to_their_bounds():
+    weights, x, net = linear_case(1)
+    estimator = MonaiClassifier(net, (1, 4, 5), decision=Multiclass(2))
+    x_adv = create("apgd-l1", estimator, eps=1.5, max_iter=100).perturb(x, [0, 0, 0])
+    w = weights.flatten().numpy()
+    for i in range(3):
+        d = (x_adv[i] - x[i]).flatten().numpy()
+        assert np.abs(d).sum() <= 1.5
+        best = best_l1_gain(w, -x[i].flatten().numpy(), 1 - x[i].flatten().numpy(), 1.5)
+        assert d @ w >= 0.98 * best
+        assert (np.abs(d) > 1e-9).sum() > 1  # plain steepest ascent would stop at the first voxel's bound
+
+
+def test_ni_fgsm_is_its_formula():
+    net = Wavy()
+    x = torch.rand(3, 1, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    estimator = MonaiClassifier(net, (1, 4, 5), decision=Multiclass(3))
+    eps, alpha, steps, decay = 0.1, 0.03, 7, 0.8
+    x_adv = create("ni-fgsm", estimator, eps=eps, eps_step=alpha, max_iter=steps, decay=decay, keep="last").perturb(
+        x, torch.tensor([0, 1, 2])
+    )
+    for i in range(3):
+        model, g = NumpyWavy(net, i), np.zeros(20)
+        clean = now = x[i].flatten().numpy()
+
+        def allowed(z, clean=clean):
+            return np.clip(np.clip(z, clean - eps, clean + eps), 0, 1)
+
+        for _ in range(steps):
+            grad = model(allowed(now + alpha * decay * g))[1]
+            g = decay * g + grad / np.abs(grad).mean()
+            now = allowed(now + alpha * np.sign(g))
+        assert np.allclose(x_adv[i].flatten().numpy(), now, rtol=0, atol=1e-12)
+
+
+def resizing(shape, share=1.0, segments=True, cases=4, seed=0):
+    fill = torch.zeros(1, 1, *[1] * len(shape))
+    draws = CaseRandom(seed, range(cases))
+    return Resizing(draws, shape, least=0.6, share=share, fill=fill, segments=segments)
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (8, 6, 7)])
+def test_resizing_moves_image_and_reference_alike(shape):
+    through = resizing(shape)
+    mask = torch.zeros(4, *shape, dtype=torch.int64)
+    mask[(slice(None), *[slice(2, side - 2) for side in shape])] = 1
+    image = through.image(mask[:, None].double())
+    target, valid = through.target(mask, torch.ones_like(mask, dtype=torch.bool))
+    for i in range(4):
+        small, _ = through.boxes[i]
+        assert int(valid[i].sum()) == np.prod(small) and not bool(target[i][~valid[i]].any())
+        # where the smaller image is clearly structure or clearly not, the smaller reference says so
+        sure = ((image[i, 0] > 0.9) | (image[i, 0] < 0.1)) & valid[i]
+        assert bool(((image[i, 0] > 0.5) == (target[i] == 1))[sure].all()) and bool(sure.any())
+    sizes = {through.boxes[i][0] for i in range(4)}
+    assert len(sizes) > 1  # drawn per case
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 3)])
+def test_the_gradient_through_a_resizing_is_that_of_finite_differences(shape):
+    through = resizing(shape, cases=1)
+    x = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad = chain(through.image, x, weights)
+    for at in range(0, x.numel(), 5):
+        up, down = x.flatten().clone(), x.flatten().clone()
+        up[at] += 1e-5
+        down[at] -= 1e-5
+        slope = ((through.image(up.view_as(x)) - through.image(down.view_as(x))) * weights).sum() / 2e-5
+        assert float(grad.flatten()[at]) == pytest.approx(float(slope), abs=1e-8)
+
+
+def test_an_image_level_reference_is_not_resized_and_some_cases_stay():
+    through = resizing((8, 8), share=0.5, segments=False, cases=30)
+    y, valid = torch.arange(30), torch.ones(30, dtype=torch.bool)
+    assert through.target(y, valid)[0] is y
+    untouched = sum(box is None for box in through.boxes)
+    assert 5 < untouched < 25
+    x = torch.rand(30, 1, 8, 8)
+    for i in range(30):
+        assert torch.equal(through.image(x)[i], x[i]) == (through.boxes[i] in (None, ((8, 8), (0, 0))))
+
+
+@pytest.mark.parametrize("option", ["resize_rate", "diversity_prob"])
+@pytest.mark.parametrize("value", [0, 1.5, -1, "much", True])
+def test_shares_of_input_diversity_are_checked(option, value):
+    case = setting("class")
+    with pytest.raises(ValueError, match=f"{option}=.*must be a share above 0 and at most 1"):
+        create("di-fgsm", case.estimator, eps=0.1, **{option: value})
+
+
+def test_wider_balls_come_first_and_nothing_outside_the_ball_is_kept():
+    case = setting("voxel-class", dtype=np.float64)
+    radii = []
+
+    class Spy(ModuleVictim):
+        def _run(self, x):
+            radii.append(float((x.detach() - torch.from_numpy(case.x)).abs().max()))
+            return super()._run(x)
+
+    victim = Spy(case.net.eval(), case.decision, case.estimator.intensity, segments=True)
+    target, valid = case.canonical()
+    x = torch.from_numpy(case.x)
+    threat = LInfBall(x, victim.intensity.budget(0.02), victim.intensity)
+    problem = Problem(victim, SoftDice(case.decision), threat, target, valid)
+    AutoPGD(10, radii=((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))).run(problem, range(3))
+    assert len(radii) == 11 and problem.queries.tolist() == [11, 11, 11]
+    assert max(radii[:3]) == pytest.approx(0.04) and max(radii[3:6]) == pytest.approx(0.03)
+    assert max(radii[6:]) <= 0.02 and float(threat.distance(problem.best.x).max()) <= 0.02
+
+
+def test_apgd_t_reaches_the_class_that_is_nearest_and_not_the_likeliest():
+    # class 1 is the runner-up, but only class 2 can be reached: its weights differ from those of class 0
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4)).double()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [-1, -1, -1, -1], [1, 1, 1, 1]]))
+        net[1].bias.copy_(torch.tensor([0.0, -0.1, 1.5, -9.0]))
+    estimator = MonaiClassifier(net, (1, 2, 2), decision=Multiclass(4))
+    x = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)
+    attack = create("apgd-t", estimator, eps=0.1, max_iter=5)
+    x_adv = attack.perturb(x, [0])
+    assert int(net(x).argmax()) == 0 and int(net(x_adv).argmax()) == 2
+    assert attack.passes.forward == 1 + 3 * (5 + 2) and attack.passes.backward == 3 * 5
+
+
+def test_apgd_t_refuses_to_keep_by_a_loss_that_changes_from_class_to_class():
+    with pytest.raises(ValueError, match="keep='loss' does not fit apgd-t"):
+        create("apgd-t", setting("class").estimator, eps=0.1, keep="loss")

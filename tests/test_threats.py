@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from medadv.intensities import Intensity
-from medadv.threats import CaseRandom, L2Ball, LInfBall, case_norm
+from medadv.threats import CaseRandom, L1Ball, L2Ball, LInfBall, case_norm
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 UNIT = Intensity(0, 1)
@@ -69,7 +69,7 @@ def test_the_projection_is_nearer_than_clipping_after_scaling():
 
 
 @QUICK
-@given(seed=st.integers(0, 10_000), radius=st.floats(0.01, 2.0), kind=st.sampled_from([LInfBall, L2Ball]))
+@given(seed=st.integers(0, 10_000), radius=st.floats(0.01, 2.0), kind=st.sampled_from([LInfBall, L2Ball, L1Ball]))
 def test_projections_are_idempotent_and_do_not_widen_distances(seed, radius, kind):
     x = images(seed)
     threat = ball(kind, x, radius)
@@ -88,7 +88,7 @@ def test_linf_projection_is_clamping(seed, eps):
     assert np.allclose(ball(LInfBall, x, eps).project(v).numpy(), expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", [LInfBall, L2Ball])
+@pytest.mark.parametrize("kind", [LInfBall, L2Ball, L1Ball])
 def test_per_channel_ranges_are_the_plain_ball_in_rescaled_data(kind):
     widths = torch.tensor([1.0, 10.0], dtype=torch.float64).view(1, 2, 1, 1)
     x, v = images(3, (2, 2, 3, 4)), perturbations(3, images(3, (2, 2, 3, 4)), 2.0)
@@ -101,7 +101,7 @@ def test_per_channel_ranges_are_the_plain_ball_in_rescaled_data(kind):
     assert bool(threat.contains(x_adv).all())
 
 
-@pytest.mark.parametrize("kind", [LInfBall, L2Ball])
+@pytest.mark.parametrize("kind", [LInfBall, L2Ball, L1Ball])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_outside_the_mask_nothing_moves(kind, dtype):
     x = images(4, dtype=dtype)
@@ -116,7 +116,7 @@ def test_outside_the_mask_nothing_moves(kind, dtype):
     assert not torch.equal(threat.apply(starts[0]), x)
 
 
-@pytest.mark.parametrize("kind", [LInfBall, L2Ball])
+@pytest.mark.parametrize("kind", [LInfBall, L2Ball, L1Ball])
 def test_a_mask_without_a_voxel_leaves_the_image(kind):
     x = images(4)
     threat = ball(kind, x, 0.3, mask=torch.zeros_like(x, dtype=torch.bool))
@@ -128,7 +128,7 @@ def test_a_mask_without_a_voxel_leaves_the_image(kind):
     seed=st.integers(0, 10_000),
     grid=st.sampled_from([(1.0, 0.0), (0.5, 0.25), (1 / 255, 0.0), (0.1, -1024.0), (3.0, 1.0)]),
     steps=st.floats(0.0, 40.0),
-    kind=st.sampled_from([LInfBall, L2Ball]),
+    kind=st.sampled_from([LInfBall, L2Ball, L1Ball]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_images_on_a_grid_stay_on_it_and_within_whole_steps(seed, grid, steps, kind, dtype):
@@ -147,7 +147,7 @@ def test_images_on_a_grid_stay_on_it_and_within_whole_steps(seed, grid, steps, k
         assert bool(threat.contains(x_adv).all())
 
 
-@pytest.mark.parametrize("kind", [LInfBall, L2Ball])
+@pytest.mark.parametrize("kind", [LInfBall, L2Ball, L1Ball])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_random_starts_belong_to_the_case_and_are_inside(kind, dtype):
     x = images(8, (3, 2, 4, 5), dtype)
@@ -211,7 +211,7 @@ def test_the_l2_norm_is_strict_in_float32_without_wasting_the_budget(seed, eps, 
     assert float(reached.min()) >= eps * (1 - 1e-5) - 3 * rounding
 
 
-@pytest.mark.parametrize("kind", [LInfBall, L2Ball])
+@pytest.mark.parametrize("kind", [LInfBall, L2Ball, L1Ball])
 def test_ascent_has_the_length_that_was_asked_for_per_case(kind):
     x = images(9)
     threat = ball(kind, x, 0.5)
@@ -228,3 +228,53 @@ def test_a_step_within_a_mask_is_not_spent_outside_it():
     threat = ball(L2Ball, x, 0.5, mask=mask)
     moved = threat.ascend(torch.zeros_like(x), threat.pullback(x, perturbations(9, x, 1.0)), 0.2)
     assert torch.allclose(case_norm(moved * mask), torch.full((2,), 0.2, dtype=torch.float64))
+
+
+def nearest_l1(v, low, high, radius):
+    """Nearest point of the L1 ball and the box, as a quadratic program in positive and negative parts."""
+    n = len(v)
+    found = minimize(
+        lambda z: 0.5 * ((z[:n] - z[n:] - v) ** 2).sum(),
+        np.zeros(2 * n),
+        jac=lambda z: np.concatenate([z[:n] - z[n:] - v, v - z[:n] + z[n:]]),
+        bounds=[(0, max(h, 0)) for h in high] + [(0, max(-b, 0)) for b in low],
+        constraints={"type": "ineq", "fun": lambda z: radius - z.sum(), "jac": lambda z: -np.ones(2 * n)},
+        method="SLSQP",
+        options={"ftol": 1e-16, "maxiter": 500},
+    )
+    return found.x[:n] - found.x[n:]
+
+
+@QUICK
+@given(seed=st.integers(0, 10_000), radius=st.floats(0.05, 4.0), scale=st.floats(0.05, 2.0))
+def test_l1_projection_is_the_nearest_point_of_ball_and_box(seed, radius, scale):
+    x = images(seed)
+    v = perturbations(seed, x, scale)
+    projected = ball(L1Ball, x, radius).project(v)
+    for i in range(len(x)):
+        low, high = (bound.flatten().numpy() for bound in (-x[i], 1 - x[i]))
+        ours, theirs = projected[i].flatten().numpy(), nearest_l1(v[i].flatten().numpy(), low, high, radius)
+        assert np.abs(ours).sum() <= radius and (ours >= low).all() and (ours <= high).all()
+        assert np.linalg.norm(ours - v[i].flatten().numpy()) <= np.linalg.norm(theirs - v[i].flatten().numpy()) + 1e-6
+
+
+def test_an_l1_step_moves_the_voxels_with_the_largest_gradients_and_has_the_size_asked_for():
+    x = images(2)
+    grad = perturbations(2, x, 1.0)
+    threat = ball(L1Ball, x, 1.0)
+    for count in (1, 3, 12):
+        step = threat.ascend(torch.zeros_like(x), grad, 0.6, torch.full((2,), count))
+        assert torch.allclose(step.abs().flatten(1).sum(1), torch.tensor(0.6, dtype=x.dtype))
+        for i in range(2):
+            moved = step[i].flatten().nonzero()[:, 0]
+            assert set(moved.tolist()) == set(grad[i].flatten().abs().topk(count).indices.tolist())
+            assert bool((step[i].sign() == grad[i].sign())[step[i] != 0].all())
+
+
+@pytest.mark.parametrize("kind", [L1Ball, L2Ball])
+def test_random_starts_fill_the_ball(kind):
+    x = torch.full((400, 1, 1, 2), 0.5, dtype=torch.float64)
+    threat = ball(kind, x, 0.4)
+    distance = threat.distance(x + threat.start(CaseRandom(0, range(400)))) / 0.4
+    # in a plane the share within half the radius is a quarter
+    assert distance.max() <= 1 and abs(float((distance < 0.5).double().mean()) - 0.25) < 0.07

@@ -20,10 +20,10 @@ from medadv.decisions import as_plain_tensor
 from medadv.intensities import Budget
 from medadv.problem import KEEP
 from medadv.threats import BALL_KINDS, ThreatKind
-from medadv.victims import Passes, Victim, victim_of
+from medadv.victims import Passes, Victim, logits_in, victim_of
 
 # options that are whole numbers, with the least value of each
-WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0}
+WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0, "block": 2}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Solution:
         inside: which of them are in the threat set, ``(N,)`` bool, judged by the threat itself.
         undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
         queries: how often the model was asked about each case, ``(N,)``.
+        reference: target and valid that belong to the images, where a threat moved them; None: the batch's.
         details: further values per case, ``(N,)``, kept as ``attack.details``.
     """
 
@@ -69,6 +70,7 @@ class Solution:
     inside: Tensor | None = None
     undirected: Tensor | None = None
     queries: Tensor | None = None
+    reference: tuple[Tensor, Tensor] | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -96,6 +98,8 @@ class CatalogueAttack(EvasionAttack, ABC):
         passes: forward and backward passes of the last ``generate`` or ``perturb``.
         queries: how often the model was asked about each case of it, ``(N,)`` int64.
         details: further values per case of it, by name, ``(N,)``.
+        reference: canonical target and valid to score its images against: ``y``, but where the threat moves anatomy or
+            covers it, moved and without what is covered; None before the first run.
     """
 
     attack_params = [*EvasionAttack.attack_params, "eps", *COMMON_OPTIONS]
@@ -136,6 +140,7 @@ class CatalogueAttack(EvasionAttack, ABC):
         self.passes = Passes()
         self.queries = np.zeros(0, dtype=np.int64)
         self.details: dict[str, np.ndarray] = {}
+        self.reference: tuple[np.ndarray, np.ndarray] | None = None
         self._check_params()
 
     @property
@@ -238,11 +243,12 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     def _collect(self, batches: list[Batch]) -> list[Tensor]:
         """Runs the attack, verifies what it returns and gathers what is told about each case."""
-        images, queries, undirected = [], [], []
+        images, queries, undirected, references = [], [], [], []
         details: dict[str, list[Tensor]] = {}
         for batch, solution in zip(batches, self._solve_all(batches)):
             self._verify(batch, solution)
             images.append(solution.x)
+            references.append(solution.reference or (batch.target, batch.valid))
             counted = torch.zeros(len(batch)) if solution.queries is None else solution.queries
             queries.append(counted.to(torch.int64).cpu())
             if solution.undirected is not None:
@@ -251,6 +257,8 @@ class CatalogueAttack(EvasionAttack, ABC):
                 details.setdefault(name, []).append(values.cpu())
         self.queries = torch.cat(queries).numpy()
         self.details = {name: torch.cat(values).numpy() for name, values in details.items()}
+        target, valid = (torch.cat(parts).cpu().numpy() for parts in zip(*references, strict=True))
+        self.reference = (target, valid)
         if undirected:
             warnings.warn(
                 f"{self.name}: the gradient of {len(undirected)} of {len(self.queries)} cases was NaN or infinite, so "
@@ -290,7 +298,9 @@ class CatalogueAttack(EvasionAttack, ABC):
         if y is None:
             if self.targeted:
                 raise ValueError("a targeted attack needs y, the diagnosis the attacker wants; none was given.")
-            predicted = [self.victim.decision.harden(self.victim.logits(part)) for part in x.split(self.batch_size)]
+            predicted = [
+                self.victim.decision.harden(logits_in(self.victim.logits(part))) for part in x.split(self.batch_size)
+            ]
             return self.victim.decision.canonical(torch.cat(predicted), spatial)
         target, valid = self.victim.decision.canonical(y, spatial, device=x.device)
         if len(target) != len(x):

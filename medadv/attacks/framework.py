@@ -6,10 +6,10 @@ from typing import Any
 
 from medadv.attacks.base import Batch, CatalogueAttack, Solution
 from medadv.intensities import Budget
-from medadv.objectives import Objective, make_objective
+from medadv.objectives import Objective, by_task, make_objective
 from medadv.problem import Problem
 from medadv.search import Search
-from medadv.threats import Threat
+from medadv.threats import CaseRandom, Threat
 
 
 class FrameworkAttack(CatalogueAttack):
@@ -42,11 +42,16 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(self.objective, self.victim.decision, targeted=self.targeted)
+        self._objective: Objective = self._make_objective()
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
                 "use 'ce' or 'margin'."
+            )
+        if self._objective.images_only and self.victim.segments:
+            raise ValueError(
+                f"objective {self.objective!r} is about one diagnosis per image, but this model gives one per voxel; "
+                "use 'dice' or 'margin'."
             )
         if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
             raise ValueError(
@@ -55,8 +60,14 @@ class FrameworkAttack(CatalogueAttack):
             )
         if getattr(self, "decay", 0.0) < 0:
             raise ValueError(f"decay={self.decay!r} must not be negative.")
+        self._image_terms = () if self.recipe.image_terms is None else tuple(self.recipe.image_terms(self))
         assert self.recipe.search is not None
         self._search: Search = self.recipe.search(self)
+
+    def _make_objective(self) -> Objective:
+        """What is maximised; goals with parameters of their own build it from those."""
+        given = by_task(self.objective, self.victim.segments)
+        return make_objective(given, self.victim.decision, targeted=self.targeted)
 
     @property
     def step_size(self) -> float:
@@ -69,14 +80,15 @@ class FrameworkAttack(CatalogueAttack):
         """The threat set of a batch."""
         kind = self.threat_kind
         assert kind is not None
-        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self))
+        # draws of their own: restarts search the same set
+        random = CaseRandom(self.seed, batch.ids, restart=-1)
+        return kind.threat(batch.x, self.budget, self.victim.intensity, batch.mask, vars(self), random)
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:
         """What the search has to solve for a batch."""
-        terms = () if self.recipe.image_terms is None else self.recipe.image_terms(self)
         return Problem(
             self.victim, objective or self._objective, self.threat_around(batch), batch.target, batch.valid,
-            keep=self.keep, image_terms=terms,
+            keep=self.keep, image_terms=self._image_terms,
         )  # fmt: skip
 
     def _solve(self, batch: Batch) -> Solution:
@@ -90,4 +102,6 @@ def solution_of(problem: Problem) -> Solution:
     best = problem.best
     assert best is not None
     inside = problem.threat.contains(best.x, best.theta)
-    return Solution(best.x, inside, problem.undirected, problem.queries)
+    theta = best.x - problem.threat.x if best.theta is None else best.theta
+    reference = problem.threat.apply_target(theta, problem.target, problem.valid)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference)

@@ -29,7 +29,8 @@ class Recipe:
     Attributes:
         name: name in the catalogue.
         summary: what it does, in one line.
-        objective: name of its objective, or what it pursues in words where it does not factor.
+        objective: name of its objective, ``"auto"`` (soft Dice on voxels, else cross-entropy), or what it pursues in
+            words where it does not factor.
         search: builds the search from the attack's parameters; None for attacks with a class of their own.
         search_name: how the table calls it.
         reference: paper id.

@@ -1,9 +1,12 @@
-"""Losses of images and voxels: cross-entropy, margins, soft Dice, and the scheduled losses of segmentation attacks."""
+"""Losses of images and voxels: cross-entropy, margins, soft Dice, and the losses of segmentation attacks."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
@@ -21,6 +24,17 @@ class CrossEntropy(Objective):
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
+
+
+def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
+    """Distance in logits to the decision boundary, positive where the diagnosis equals the target, like ``target``.
+
+    Multiclass: ``z_t - max_{k != t} z_k``; Multilabel: ``(2 t - 1)(z - logit(threshold))`` per label.
+    """
+    if isinstance(decision, Multilabel):
+        return (2 * target - 1) * (output - decision.logit_threshold(output))
+    own = output.gather(1, target[:, None])[:, 0]
+    return own - output.masked_fill(decision.one_hot(target), -torch.inf).amax(1)
 
 
 class Margin(Objective):
@@ -54,12 +68,8 @@ class Margin(Objective):
         return -self.sign * mean_over_valid(unfinished, valid)
 
     def _margin(self, output: Tensor, target: Tensor) -> Tensor:
-        """Positive where the diagnosis equals the target, like ``target``."""
-        if isinstance(self.decision, Multilabel):
-            return (2 * target - 1) * (output - self.decision.logit_threshold(output))
-        own = output.gather(1, target[:, None])[:, 0]
-        others = output.masked_fill(self.decision.one_hot(target), -torch.inf)
-        return own - others.amax(1)
+        """What is pushed over the boundary, positive where the diagnosis equals the target, like ``target``."""
+        return margins(self.decision, output, target)
 
     def _extreme_label(self, margin: Tensor, valid: Tensor) -> Tensor:
         # untargeted "any": one label wrong suffices, so push the weakest; targeted "all": the weakest must be right
@@ -67,6 +77,74 @@ class Margin(Objective):
         flat = margin.masked_fill(~valid, torch.inf if weakest else -torch.inf).flatten(1)
         extreme = flat.amin(1) if weakest else flat.amax(1)
         return -self.sign * torch.where(extreme.isfinite(), extreme, torch.zeros_like(extreme))
+
+
+class DLR(Margin):
+    """Difference of logits ratio (arXiv 2003.01690): the margin over the spread of the largest logits, so that neither
+    the scale nor the offset of the logits matters.
+
+    With ``z_(1) >= z_(2) >= ...`` the sorted logits; untargeted: ``-(z_y - max_{k != y} z_k) / (z_(1) - z_(3))``;
+    targeted: ``-(max_{k != t} z_k - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)``. The paper's targeted form has the reference
+    ``z_y`` in place of the maximum: the same as long as the reference is the diagnosis, and after that it no longer
+    pushes away the class that stands between the target and success. With fewer classes than the ratio needs (3, and
+    4 if targeted) it would be constant, so there it is the plain :class:`Margin`. Voxels are hinged as there. At the
+    largest value, 1 with three classes, the reference is the least likely class and the gradient vanishes.
+
+    Raises:
+        ValueError: a multi-label decision, whose logits do not compete.
+
+    Example:
+        >>> import torch
+        >>> objective = DLR(Multiclass(3))
+        >>> logits = torch.tensor([[4.0, 3.0, 0.0], [400.0, 300.0, 0.0]])
+        >>> objective(logits, torch.tensor([0, 0]), valid=torch.tensor([True, True]))
+        tensor([-0.2500, -0.2500])
+    """
+
+    def __init__(self, decision: Decision, *, targeted: bool = False) -> None:
+        if not isinstance(decision, Multiclass):
+            raise ValueError(
+                f"objective 'dlr' compares the logits of classes that exclude each other, the decision is {decision}; "
+                "use 'margin'."
+            )
+        super().__init__(decision, targeted=targeted)
+
+    def _margin(self, output: Tensor, target: Tensor) -> Tensor:
+        margin = super()._margin(output, target)
+        needed = 4 if self.targeted else 3
+        if output.shape[1] < needed:
+            return margin
+        ranked = output.topk(needed, dim=1).values
+        spread = ranked[:, 0] - ranked[:, 2:].mean(1)
+        return margin / spread.clamp(min=1e-12)
+
+
+class CarliniWagner(Objective):
+    """The margin of Carlini and Wagner, pursued past the boundary up to a confidence (arXiv 1608.04644).
+
+    Untargeted ``min(max_{k != y} z_k - z_y, kappa)``, targeted ``min(z_t - max_{k != t} z_k, kappa)``; per label for
+    ``Multilabel``, and in the mean over voxels or labels. Unlike :class:`Margin` on voxels, it goes on pushing what is
+    wrong already until it is wrong by ``kappa``.
+
+    Args:
+        kappa: confidence in logits at which nothing is left to gain; 50 as in the survey arXiv 2303.14133.
+
+    Example:
+        >>> import torch
+        >>> objective = CarliniWagner(Multiclass(2), kappa=3.0)
+        >>> objective(torch.tensor([[2.0, 1.0], [0.0, 9.0]]), torch.tensor([0, 0]), valid=torch.tensor([True, True]))
+        tensor([-1.,  3.])
+    """
+
+    def __init__(self, decision: Decision, *, targeted: bool = False, kappa: float = 50.0) -> None:
+        super().__init__(decision, targeted=targeted)
+        if not 0 <= kappa < math.inf:
+            raise ValueError(f"kappa={kappa!r} must be finite and not negative.")
+        self.kappa = kappa
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        gained = -self.sign * margins(self.decision, output, target)
+        return mean_over_valid(gained.clamp(max=self.kappa), valid)
 
 
 class SoftDice(Objective):
@@ -90,15 +168,26 @@ class SoftDice(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        p = (select_channels(self.decision.probabilities(output), channels) * mask).flatten(2)
-        y = (self.decision.one_hot(target, channels) & mask).flatten(2)
-        size, mass = y.sum(2), p.sum(2)
-        present = size > 0
-        dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-        claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
-        missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
-        invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
-        return self.sign * (missed + invented)
+        p = select_channels(self.decision.probabilities(output), channels) * mask
+        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels) & mask, mask)
+
+
+def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """One minus Dice over the present classes plus the share claimed of the absent ones (see :class:`SoftDice`).
+
+    Args:
+        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``; 0 where it does not count.
+        y: bool reference ``(N, K, *S)``; False where it does not count.
+        mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
+    """
+    p, y = p.flatten(2), y.flatten(2)
+    size, mass = y.sum(2), p.sum(2)
+    present = size > 0
+    dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
+    claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+    missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
+    invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+    return missed + invented
 
 
 class DiceCE(Objective):
@@ -158,3 +247,39 @@ class MaskedCrossEntropy(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         unfinished = agrees(self.decision, output, target) != self.targeted
         return self.sign * mean_over_valid(unfinished * per_voxel_cross_entropy(self.decision, output, target), valid)
+
+
+class JensenShannon(Objective):
+    """Mean Jensen-Shannon divergence between the prediction and the reference, a loss of SEA (arXiv 2306.12941).
+
+    With q the one-hot reference it depends on ``p_y`` alone:
+    ``JS(p, q) = log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2``. It is at most ``log 2``, so that voxels far
+    beyond the boundary no longer count. Targeted: its negative, against the target. Multilabel (an extension by this
+    project): each label as a distribution over present and absent.
+    """
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        log_p = -per_voxel_cross_entropy(self.decision, output, target)
+        p = log_p.exp()
+        divergence = math.log(2) + (p * log_p - (1 + p) * p.log1p()) / 2
+        return self.sign * mean_over_valid(divergence, valid)
+
+
+class MaskedSpherical(Objective):
+    """The reference's logit on the unit sphere, over the voxels still right, a loss of SEA (arXiv 2306.12941).
+
+    Untargeted: ``-1[right] z_y / ||z||_2``; targeted: ``1[not yet as wanted] z_t / ||z||_2``. The norm has a gradient,
+    the mask has none. Multilabel (an extension by this project): a single logit on a sphere has but two values, so with
+    the signed margin ``m_c`` of :class:`Margin` each label counts ``m_c / ||(m_c, 1)||_2``.
+    """
+
+    scheduled = True
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        if isinstance(self.decision, Multilabel):
+            margin = (2 * target - 1) * (output - self.decision.logit_threshold(output))
+            share = margin / (1 + margin.square()).sqrt()
+        else:
+            share = F.normalize(output, dim=1).gather(1, target[:, None])[:, 0]
+        unfinished = agrees(self.decision, output, target) != self.targeted
+        return -self.sign * mean_over_valid(unfinished * share, valid)

@@ -12,49 +12,7 @@ from medadv.search.base import Search
 from medadv.threats import CaseRandom, Threat, per_case
 
 
-@dataclass(frozen=True)
-class AutoPGD(Search):
-    """Auto-PGD (arXiv 2003.01690): momentum steps whose size each case halves when it stops making progress.
-
-    Starts with steps of twice the radius. At checkpoints a case halves its step and returns to its best point if fewer
-    than 75 % of the steps since the last checkpoint raised the loss, or if step and best loss have not changed since.
-    Nothing is reduced over the batch, and the rank of the images does not matter. Where the objective is scheduled,
-    progress is read off its fixed monitor.
-    """
-
-    def run_once(self, problem: Problem, theta: Tensor, random: CaseRandom) -> None:
-        threat = problem.threat
-        first = problem.evaluate(theta, progress=0.0)
-        assert first.grad is not None
-        state = _AutoPGDState(theta, first.loss, first.grad, 2 * threat.radius, checkpoints(self.steps))
-        for step in range(1, self.steps + 1):
-            theta = state.propose(threat)
-            if step == self.steps:
-                problem.finish(theta)
-                return
-            seen = problem.evaluate(theta, progress=step / self.steps)
-            assert seen.grad is not None
-            state.observe(step, theta, seen.loss, seen.grad)
-
-
-def checkpoints(steps: int) -> list[int]:
-    """Steps at which Auto-PGD looks back: gaps of 22 %, then each 3 % shorter but at least 6 % of all steps.
-
-    Example:
-        >>> checkpoints(100)[:4]
-        [22, 41, 57, 70]
-    """
-    gap, least, shorter = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-    marks = []
-    at = gap
-    while at < steps:
-        marks.append(at)
-        gap = max(gap - shorter, least)
-        at += gap
-    return marks
-
-
-class _AutoPGDState:
+class AutoPGDState:
     """Iterate, best point and step size of each case."""
 
     inertia = 0.75
@@ -102,3 +60,65 @@ class _AutoPGDState:
         self.grad = torch.where(per_case(halve, self.grad), self.best_grad, self.grad)
         self.increases = torch.zeros_like(self.increases)
         self.last_mark = step
+
+
+@dataclass(frozen=True)
+class AutoPGD(Search):
+    """Auto-PGD (arXiv 2003.01690): momentum steps whose size each case halves when it stops making progress.
+
+    Starts with steps of twice the radius. At checkpoints a case halves its step and returns to its best point if fewer
+    than 75 % of the steps since the last checkpoint raised the loss, or if step and best loss have not changed since.
+    Nothing is reduced over the batch, and the rank of the images does not matter. Where the objective is scheduled,
+    progress is read off its fixed monitor.
+
+    Attributes:
+        radii: (factor of the radius, share of the steps) of each phase, the last with factor 1. Wider balls come first
+            where the search is to enter the ball from outside; nothing outside the ball is ever kept.
+    """
+
+    radii: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+
+    def run_once(self, problem: Problem, theta: Tensor, random: CaseRandom) -> None:
+        done = 0
+        for factor, share in self.radii[:-1]:
+            steps = min(max(1, round(share * self.steps)), self.steps - done - 1)
+            if steps < 1:
+                continue
+            wider = problem.widened(factor)
+            theta = problem.threat.project(self._climb(wider, theta, done, steps).best_theta)
+            problem.count(wider)
+            done += steps
+        state = self._climb(problem, theta, done, self.steps - done)
+        problem.finish(state.propose(problem.threat))
+
+    def _climb(self, problem: Problem, theta: Tensor, done: int, steps: int) -> AutoPGDState:
+        """All steps of a phase but the last, which is only proposed."""
+        first = problem.evaluate(theta, progress=done / self.steps)
+        assert first.grad is not None
+        state = self._begin(problem.threat, theta, first.loss, first.grad, steps)
+        for step in range(1, steps):
+            theta = state.propose(problem.threat)
+            seen = problem.evaluate(theta, progress=(done + step) / self.steps)
+            assert seen.grad is not None
+            state.observe(step, theta, seen.loss, seen.grad)
+        return state
+
+    def _begin(self, threat: Threat, theta: Tensor, loss: Tensor, grad: Tensor, steps: int) -> AutoPGDState:
+        return AutoPGDState(theta, loss, grad, 2 * threat.radius, checkpoints(steps))
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Steps at which Auto-PGD looks back: gaps of 22 %, then each 3 % shorter but at least 6 % of all steps.
+
+    Example:
+        >>> checkpoints(100)[:4]
+        [22, 41, 57, 70]
+    """
+    gap, least, shorter = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    marks = []
+    at = gap
+    while at < steps:
+        marks.append(at)
+        gap = max(gap - shorter, least)
+        at += gap
+    return marks

@@ -25,7 +25,7 @@ class LpBall(Threat):
     """
 
     norm: float
-    _of_cases = ("x", "mask", "lower", "upper", "least", "most")
+    _of_cases: tuple[str, ...] = ("x", "mask", "lower", "upper", "least", "most")
 
     def __init__(self, x: Tensor, budget: Budget, intensity: Intensity, mask: Tensor | None = None) -> None:
         self.x = x
@@ -102,56 +102,47 @@ class LInfBall(LpBall):
         return torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)  # the box is the ball
 
 
-class L2Ball(LpBall):
-    """The root of the summed squared change of all voxels is at most eps."""
-
-    norm = 2.0
+class SummedBall(LpBall):
+    """A ball whose norm sums over the voxels of a case, so that range and radius have to be met together."""
 
     @property
     def _reached(self) -> float:
         """The radius less a hair: room for adding the image, and for the order in which a norm is summed."""
         return self.radius * (1 - 1e-12)
 
-    def start(self, random: CaseRandom | None) -> Tensor:
-        if random is None:
-            return torch.zeros_like(self.x)
-        direction = random.normal(self.x)
-        if self.mask is not None:
-            direction = direction * self.mask
-        dimension = self.x[0].numel() if self.mask is None else self.mask.flatten(1).sum(1).clamp(min=1)
-        length = self.radius * random.uniform(self.x[:, :1].flatten(1)[:, 0:1])[:, 0] ** (1 / dimension)
-        unit = direction / per_case(case_norm(direction).clamp(min=torch.finfo(self.x.dtype).tiny), direction)
-        return self.project(per_case(length, unit) * unit * self.weights)
+    @abstractmethod
+    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
+        """``v`` brought towards zero, by the share per case that is left of it: all at 1, less and less towards 0."""
 
-    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
-        scaled = grad * self.weights
-        length = case_norm(scaled).clamp(min=torch.finfo(grad.dtype).tiny)
-        # divided first: with a zero gradient step / length may be infinite
-        return theta + per_case(step, theta) * (scaled / per_case(length, scaled)) * self.weights
+    @abstractmethod
+    def _least_share(self, v: Tensor) -> Tensor:
+        """A share per case, ``(N,)`` float64, that is short enough for the ball."""
+
+    def _size(self, v: Tensor) -> Tensor:
+        return case_norm(v.to(torch.float64), self.norm)
 
     def project(self, theta: Tensor) -> Tensor:
-        """The nearest point of ball and box, exactly: ``clip(v / (1 + t), l - x, u - x)`` with ``t`` by bisection.
+        """The nearest point of ball and box, exactly: ``clip(shrunk(v), l - x, u - x)``, the share by bisection.
 
         Clipping after scaling would give a point of both that is not the nearest.
         """
         low, high = self.least / self.weights, self.most / self.weights
         v = theta / self.weights
         inside = v.clamp(low, high)
-        far = case_norm(inside.to(torch.float64)) > self._reached
+        far = self._size(inside) > self._reached
         if not bool(far.any()):
             return inside * self.weights
         rows = far.nonzero()[:, 0]
         v, low, high = v[rows], low[rows], high[rows]
-        # at shrink s = 1 / (1 + t) the norm grows with s; s = radius / |v| is always short enough
-        short = (self._reached / case_norm(v.to(torch.float64))).clamp(max=1.0)
+        short = self._least_share(v)
         long = torch.ones_like(short)
         for _ in range(50):
             middle = (short + long) / 2
-            fits = case_norm((v * per_case(middle.to(v.dtype), v)).clamp(low, high).to(torch.float64)) <= self._reached
+            fits = self._size(self._shrunk(v, middle).clamp(low, high)) <= self._reached
             short, long = torch.where(fits, middle, short), torch.where(fits, long, middle)
             if bool((long - short <= torch.finfo(v.dtype).eps * short).all()):
                 break
-        return inside.index_copy(0, rows, (v * per_case(short.to(v.dtype), v)).clamp(low, high)) * self.weights
+        return inside.index_copy(0, rows, self._shrunk(v, short).clamp(low, high)) * self.weights
 
     def apply(self, theta: Tensor) -> Tensor:
         """As for every ball; a step of rounding that left the ball is taken back by shrinking the perturbation."""
@@ -165,6 +156,87 @@ class L2Ball(LpBall):
 
     def _in_ball(self, x_adv: Tensor) -> Tensor:
         return self.distance(x_adv) <= self.radius
+
+    def _length(self, random: CaseRandom) -> Tensor:
+        """Random distance from the image, ``(N,)``: uniform in the volume of the ball."""
+        dimension = self.x[0].numel() if self.mask is None else self.mask.flatten(1).sum(1).clamp(min=1)
+        return self.radius * random.uniform(self.x[:, :1].flatten(1)[:, 0:1])[:, 0] ** (1 / dimension)
+
+    def _at_length(self, direction: Tensor, length: Tensor) -> Tensor:
+        """A start in a direction, at a distance per case, inside range and mask."""
+        if self.mask is not None:
+            direction = direction * self.mask
+        size = case_norm(direction, self.norm).clamp(min=torch.finfo(self.x.dtype).tiny)
+        return self.project(per_case(length, direction) * (direction / per_case(size, direction)) * self.weights)
+
+
+class L2Ball(SummedBall):
+    """The root of the summed squared change of all voxels is at most eps."""
+
+    norm = 2.0
+
+    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
+        return v * per_case(share.to(v.dtype), v)
+
+    def _least_share(self, v: Tensor) -> Tensor:
+        return (self._reached / self._size(v)).clamp(max=1.0)
+
+    def start(self, random: CaseRandom | None) -> Tensor:
+        if random is None:
+            return torch.zeros_like(self.x)
+        direction = random.normal(self.x)
+        return self._at_length(direction, self._length(random))
+
+    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float) -> Tensor:
+        scaled = grad * self.weights
+        length = case_norm(scaled).clamp(min=torch.finfo(grad.dtype).tiny)
+        # divided first: with a zero gradient step / length may be infinite
+        return theta + per_case(step, theta) * (scaled / per_case(length, scaled)) * self.weights
+
+
+class L1Ball(SummedBall):
+    """The summed absolute change of all voxels is at most eps.
+
+    The nearest point of ball and box is ``clip(sign(v) max(|v| - t, 0), l - x, u - x)`` (arXiv 2103.01208).
+    """
+
+    norm = 1.0
+
+    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
+        # in float64: the threshold's rounding error counts once for every voxel
+        wide = v.to(torch.float64)
+        threshold = (1 - share) * wide.abs().flatten(1).amax(1)
+        return (wide.sign() * (wide.abs() - per_case(threshold, wide)).clamp(min=0)).to(v.dtype)
+
+    def _least_share(self, v: Tensor) -> Tensor:
+        return torch.zeros(len(v), dtype=torch.float64, device=v.device)
+
+    def start(self, random: CaseRandom | None) -> Tensor:
+        if random is None:
+            return torch.zeros_like(self.x)
+        # exponential sizes with random signs are uniform in direction for this norm
+        draw = 2 * random.uniform(self.x) - 1
+        direction = draw.sign() * -torch.log1p(-draw.abs())
+        return self._at_length(direction, self._length(random))
+
+    def ascend(self, theta: Tensor, grad: Tensor, step: Tensor | float, moved: Tensor | None = None) -> Tensor:
+        """A step of size ``step`` shared by the voxels with the largest gradients.
+
+        Args:
+            theta: perturbation.
+            grad: gradient to it.
+            step: size of the step in this norm, ``(N,)`` or one.
+            moved: how many voxels move, ``(N,)`` int64; default: one, which is steepest ascent.
+        """
+        scaled = (grad * self.weights).flatten(1)
+        count = torch.ones_like(scaled[:, 0], dtype=torch.int64) if moved is None else moved
+        order = scaled.abs().argsort(1, descending=True)
+        chosen = torch.zeros_like(scaled).scatter(
+            1, order, (torch.arange(scaled.shape[1], device=grad.device) < count[:, None]).to(scaled.dtype)
+        )
+        direction = scaled.sign() * chosen
+        direction = (direction / direction.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad)
+        return theta + per_case(step, theta) * direction * self.weights
 
 
 def _not_further(x: Tensor, reach: Tensor, sign: int) -> Tensor:
@@ -183,4 +255,4 @@ def _not_further(x: Tensor, reach: Tensor, sign: int) -> Tensor:
     return torch.where(exceeds, torch.nextafter(moved, x), moved)
 
 
-BALLS: dict[float, type[LpBall]] = {torch.inf: LInfBall, 2.0: L2Ball}
+BALLS: dict[float, type[LpBall]] = {torch.inf: LInfBall, 2.0: L2Ball, 1.0: L1Ball}
