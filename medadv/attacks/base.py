@@ -70,8 +70,8 @@ class Solution:
     inside: Tensor | None = None
     undirected: Tensor | None = None
     queries: Tensor | None = None
-    reference: tuple[Tensor, Tensor] | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
+    reference: tuple[Tensor, Tensor] | None = None
 
 
 class CatalogueAttack(EvasionAttack, ABC):

@@ -104,4 +104,4 @@ def solution_of(problem: Problem) -> Solution:
     inside = problem.threat.contains(best.x, best.theta)
     theta = best.x - problem.threat.x if best.theta is None else best.theta
     reference = problem.threat.apply_target(theta, problem.target, problem.valid)
-    return Solution(best.x, inside, problem.undirected, problem.queries, reference)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference=reference)
