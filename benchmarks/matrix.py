@@ -46,9 +46,13 @@ def try_attack(name: str, case: Toy, row: Recipe | None = None) -> dict[str, Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cell |= _judged(name, row, case)
-    except (ValueError, TypeError) as refusal:
-        cell |= _refusal(refusal)
+            before = _state(case)
+            try:
+                attack, x_adv = _attacked(name, row, case)
+            except (ValueError, TypeError) as refusal:
+                cell |= _refusal(refusal)
+            else:
+                cell |= _judged(attack, case, x_adv, left_as_found=_state(case) == before)
     except Exception as error:
         cell |= {"verdict": ERROR, "reason": f"{type(error).__name__}: {error}"}
     return {**cell, "seconds": time.perf_counter() - began}
@@ -64,23 +68,27 @@ def _refusal(error: Exception) -> dict[str, Any]:
     return {"verdict": verdict, "reason": f"{'' if verdict == REFUSED else module + ': '}{error}"}
 
 
-def _judged(name: str, row: Recipe, case: Toy) -> dict[str, Any]:
+def _attacked(name: str, row: Recipe, case: Toy) -> tuple[CatalogueAttack, np.ndarray]:
+    """The attack of a row on a tiny model, and what it makes of the images."""
     setting = SETTINGS.get(name, Setting())
     options = {**_steps(row), **setting.options, **setting.build(case)}
     eps = options.pop("eps", budget_of(row.norms[0] if row.norms else None, case))
-    attack = create(name, case.estimator, eps=eps, **options)
-    before = _state(case)
-    x_adv = attack.generate(case.x, case.wanted if attack.targeted else case.y)
-    faults = [*_faults(attack, case, x_adv), *([] if _state(case) == before else ["the model was changed"])]
+    attack: CatalogueAttack = (row.attack or FrameworkAttack)(case.estimator, row, eps=eps, **options)
+    return attack, attack.generate(case.x, case.wanted if attack.targeted else case.y)
+
+
+def _judged(attack: CatalogueAttack, case: Toy, x_adv: np.ndarray, *, left_as_found: bool) -> dict[str, Any]:
+    """The verdict on what an attack returned."""
+    faults = [*_faults(attack, case, x_adv), *([] if left_as_found else ["the model was changed"])]
+    if faults:
+        return {"verdict": WRONG, "reason": "; ".join(faults)}
     clean, noise = _score(case, attack, case.x), _noise_score(attack, case)
     adversarial = _score(case, attack, x_adv, attack)
     scores = {"clean": clean, "noise": noise, "adversarial": adversarial}
-    if faults:
-        return {"verdict": WRONG, "reason": "; ".join(faults), **scores}
     gained = adversarial - noise if attack.targeted else noise - adversarial
-    if row.access == "none" or gained > CLEARLY:
-        return {"verdict": RIGHT, "reason": "a baseline" if row.access == "none" else "", **scores}
-    return {"verdict": NO_SUCCESS, "reason": setting.unsuccessful, **scores}
+    if attack.recipe.access == "none" or gained > CLEARLY:
+        return {"verdict": RIGHT, "reason": "a baseline" if attack.recipe.access == "none" else "", **scores}
+    return {"verdict": NO_SUCCESS, "reason": SETTINGS.get(attack.name, Setting()).unsuccessful, **scores}
 
 
 def _state(case: Toy) -> list[Any]:
