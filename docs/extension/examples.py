@@ -1,0 +1,162 @@
+"""A runnable example for every attack of the catalogue, made from its row; tests/test_docs.py runs them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medadv.attacks import Recipe
+
+BUDGETS = {np.inf: "8/255", 2.0: 0.5, 1.0: 3.0}
+# options that say how long an attack goes on, and what is enough for an example
+STEPS = ("max_iter", "steps", "nb_iter", "n_queries", "num_iter_set")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A kind of model as an example sets it up.
+
+    Attributes:
+        variable: what the example calls it.
+        estimator: class of medadv.adapters.
+        decision: code of its decision.
+        outputs: channels of the network's output.
+        diagnosis: code from the logits to a reference.
+        other: code of a diagnosis that the attacker could want.
+    """
+
+    variable: str
+    estimator: str
+    decision: str
+    outputs: int
+    diagnosis: str
+    other: str
+
+
+MODELS = {
+    "classes": Model("classifier", "MonaiClassifier", "Multiclass(4)", 4, "{0}.predict(x).argmax(1)", "(y + 1) % 4"),
+    "labels": Model("classifier", "MonaiMultilabelClassifier", "Multilabel(3)", 3, "({0}.predict(x) > 0).astype(int)",
+                    "1 - y"),
+    "voxels": Model("segmenter", "MonaiSegmenter", "Multiclass(3, background=0)", 3, "{0}.predict(x).argmax(1)",
+                    "np.roll(y, 2, axis=1)"),
+    "regions": Model("segmenter", "MonaiSegmenter", "Multilabel(2)", 2, "({0}.predict(x) > 0).astype(int)",
+                     "np.roll(y, 2, axis=2)"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Special:
+    """What the example of an attack needs beside its row.
+
+    Attributes:
+        options: code of parameters, by name; they replace those made from the row.
+        before: lines before the attack is made; ``{model}`` stands for the variable of the model.
+        after: lines between making and running it.
+        imports: further imports, as lines.
+        model: a key of :data:`MODELS`, where the first kind the row is for does not do.
+        rank: spatial dimensions, where the greatest the row is for do not do.
+        channels: of the images.
+        reference: what it is run with; ``other``: the diagnosis wanted, see :class:`Model`.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    model: str | None = None
+    rank: int | None = None
+    channels: int = 1
+    reference: str = "y"
+
+
+_SURROGATE = (
+    "own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear({pixels}, 4))  # a network of the attacker's own",
+    "surrogate = MonaiClassifier(own, {shape}, decision=Multiclass(4))",
+)
+_TARGETED = {"options": {"targeted": "True"}, "reference": "other"}
+
+SPECIAL: dict[str, Special] = {
+    "transfer": Special({"surrogate": "surrogate", "settings": '{"max_iter": 5}'}, before=_SURROGATE),
+    "hfc": Special({"layers": '["0"]'}, after=("attack.fit(x, y)",)),
+    "asma": Special({"targeted": "True", "tau": "1e-3", "beta": "1e-3", "max_iter": "100"}, reference="other"),
+}
+
+
+def kind_of(row: Recipe) -> str:
+    """Which of :data:`MODELS` the example of a row attacks; those of threats that are no balls attack voxels."""
+    voxels = "segmentation" in row.tasks and (row.threat is not None or "classification" not in row.tasks)
+    if "multiclass" in row.decisions:
+        return "voxels" if voxels else "classes"
+    return "regions" if voxels else "labels"
+
+
+def example_of(row: Recipe) -> str | None:
+    """The code of an example; None for an attack that is right for no model."""
+    if not row.tasks or not row.decisions:
+        return None
+    special = SPECIAL.get(row.name, Special())
+    model = MODELS[special.model or kind_of(row)]
+    rank = special.rank or max(row.ranks)
+    shape = (special.channels, *((16, 16) if rank == 2 else (12, 12, 12)))
+    names = {"model": model.variable, "shape": str(shape), "pixels": str(int(np.prod(shape)))}
+    options = ", ".join(f"{name}={value}" for name, value in _options(row, special).items())
+    lines = [
+        *_imports(model, special),
+        "",
+        *_setup(model, rank, shape),
+        *(line.format_map(_Kept(names)) for line in special.before),
+        f'attack = create("{row.name}", {model.variable}{", " + options if options else ""})',
+        *special.after,
+        f"x_adv = attack.generate(x, {model.other if special.reference == 'other' else special.reference})",
+        f"logits = torch.from_numpy({model.variable}.predict(x_adv))",
+        f"print({model.variable}.decision.score(logits, *map(torch.from_numpy, attack.reference)), attack.passes)",
+    ]
+    return "\n".join(lines)
+
+
+class _Kept(dict):
+    """Leaves braces that are no name of ours, such as those of a dict in the code, as they are."""
+
+    def __missing__(self, key: str) -> str:
+        return "{" + key + "}"
+
+
+def _options(row: Recipe, special: Special) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    if row.norms and not row.minimal:
+        chosen["eps"] = repr(BUDGETS[row.norms[0]]).replace("'", '"')
+    for name in STEPS:
+        value = row.options.get(name)
+        if isinstance(value, int) and not row.minimal:
+            chosen[name] = str(min(value, 5 if row.access == "white-box" else 50))
+    return {**chosen, **special.options}
+
+
+def _imports(model: Model, special: Special) -> list[str]:
+    own = [
+        f"from medadv import {model.decision.partition('(')[0]}",
+        f"from medadv.adapters import {model.estimator}",
+        "from medadv.attacks import create",
+        *special.imports,
+    ]
+    return ["import numpy as np", "import torch", *sorted(own)]
+
+
+def _setup(model: Model, rank: int, shape: tuple[int, ...]) -> list[str]:
+    """A tiny network with references it agrees with."""
+    layers = [f"torch.nn.Conv{rank}d({shape[0]}, 4, 3, padding=1)", "torch.nn.Tanh()"]
+    if model.variable == "segmenter":
+        layers.append(f"torch.nn.Conv{rank}d(4, {model.outputs}, 1)")
+    else:
+        layers += ["torch.nn.Flatten()", f"torch.nn.Linear({4 * int(np.prod(shape[1:]))}, {model.outputs})"]
+    return [
+        "torch.manual_seed(0)",
+        "network = torch.nn.Sequential(  # yours, trained",
+        f"    {', '.join(layers)}",
+        ")",
+        f"{model.variable} = {model.estimator}(network, {shape}, decision={model.decision})",
+        f"x = np.random.default_rng(0).random({(2, *shape)}, dtype=np.float32)",
+        f"y = {model.diagnosis.format(model.variable)}  # the reference; here what the model finds",
+    ]
