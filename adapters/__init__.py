@@ -1,5 +1,6 @@
-"""MONAI models as ART estimators."""
+"""MONAI models as ART estimators, and torchattacks' attacks as ART attacks."""
 
 from medadv.adapters.estimators import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
+from medadv.adapters.torchattacks import TorchAttack
 
-__all__ = ["MonaiClassifier", "MonaiMultilabelClassifier", "MonaiSegmenter"]
+__all__ = ["MonaiClassifier", "MonaiMultilabelClassifier", "MonaiSegmenter", "TorchAttack"]

@@ -73,19 +73,29 @@ class DiceMarginView(MarginView):
 
 
 class LabelsMarginView(MarginView):
-    """Holds while every label is as in the reference; the smooth margin is that of the weakest label."""
+    """Holds while every label is as in the reference; the smooth margin is that of the weakest label.
+
+    Args:
+        model: the deployed model.
+        decision: its decision.
+        reference: labels of one image, ``(1, C)``.
+        valid: which of them count, bool ``(1, C)``, at least one; None: all.
+    """
 
     reference: Tensor
+    valid: Tensor
 
-    def __init__(self, model: nn.Module, decision: Multilabel, reference: Tensor) -> None:
+    def __init__(self, model: nn.Module, decision: Multilabel, reference: Tensor, valid: Tensor | None = None) -> None:
         super().__init__(model, decision, scale=1.0, width=1e-3)
         self.register_buffer("reference", reference)
+        self.register_buffer("valid", torch.ones_like(reference, dtype=torch.bool) if valid is None else valid)
 
     def margin(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         decision = self.decision
         assert isinstance(decision, Multilabel)
-        smooth = ((2 * self.reference - 1) * (logits - decision.logit_threshold(logits))).amin(1)
-        return smooth, (decision.harden(logits) == self.reference).all(1)
+        margins = (2 * self.reference - 1) * (logits - decision.logit_threshold(logits))
+        smooth = margins.masked_fill(~self.valid, torch.inf).amin(1)
+        return smooth, ((decision.harden(logits) == self.reference) | ~self.valid).all(1)
 
 
 class QueryView(ModelView):

@@ -44,11 +44,25 @@ def _steps(row: Recipe) -> dict[str, Any]:
     return {"max_iter": few} if "max_iter" in row.all_options else {}
 
 
+def _label(case: Toy) -> dict[str, Any]:
+    return {"label": min(1, case.estimator.decision.channels - 1)}
+
+
+def _half_volume(case: Toy) -> dict[str, Any]:
+    """A threshold that the diagnosis of every case is above."""
+    return {"threshold_voxels": float((case.y > 0).reshape(len(case.y), -1).sum(1).min() / 2)}
+
+
 SETTINGS: dict[str, Setting] = {
     "deformation": Setting({"eps": 2.5, "control_points": 4, "max_iter": 20}),
     "affine": Setting({"eps": 0.3, "max_iter": 20, "num_random_init": 1}),
     "patch": Setting({"eps": 0.2, "max_iter": 20}),
     "kspace": Setting({"eps": 0.1}),
+    "one-label": Setting(build=_label),
+    "label-margin": Setting(build=_label),
+    "one-organ": Setting({"keep_weight": 0.0}, _label),
+    "erase": Setting({}, _label, "both labels of this model share a logit, so one can't go and leave the other alone"),
+    "threshold-crossed": Setting(build=_half_volume),
 }
 
 

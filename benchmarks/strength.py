@@ -64,7 +64,7 @@ def _like(table: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
     same = np.ones(len(table), dtype=bool)
     for name, value in zip(_KEY, key, strict=True):
         column = table[name].to_numpy()
-        same &= np.isclose(column.astype(float), value) if name == "eps" else column == value  # type: ignore[arg-type]
+        same &= np.isclose(column.astype(float), float(str(value))) if name == "eps" else column == value
     return table[same]
 
 

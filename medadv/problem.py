@@ -108,6 +108,7 @@ class Problem:
         self.best: Best | None = None
         self.undirected = torch.zeros(len(target), dtype=torch.bool, device=target.device)
         self.queries = torch.zeros(len(target), dtype=torch.int64)
+        self._runs = getattr(victim, "runs", 1)  # of the deployed model per look
 
     def evaluate(
         self, theta: Tensor, *, progress: float = 0.0, grad: bool = True, through: Through | None = None
@@ -132,7 +133,7 @@ class Problem:
             gradient = self.threat.pullback(theta, self._usable(image_grad))
         if not grad or (through is not None and self.keep != "last"):
             output = self.victim.logits(x_adv)
-            self.queries += 1
+            self.queries += self._runs
             loss = self.objective(output, target, valid=valid, progress=progress, **self._others(x_adv))
         assert output is not None and loss is not None
         logits = logits_in(output)
@@ -159,7 +160,7 @@ class Problem:
         output, loss, grad = self.victim.differentiate(
             shown, lambda z: self.objective(z, target, valid=valid, progress=progress, **others)
         )
-        self.queries += 1
+        self.queries += self._runs
         if through is not None:
             grad = chain(through.image, x_adv, grad)
         for term in self.image_terms:
@@ -170,7 +171,7 @@ class Problem:
         """Logits of the views that the objective asks for."""
         if not self.objective.views:
             return {}
-        self.queries += len(self.objective.views)
+        self.queries += self._runs * len(self.objective.views)
         return {"others": tuple(self.victim.logits(view(x_adv)) for view in self.objective.views)}
 
     def _usable(self, grad: Tensor) -> Tensor:

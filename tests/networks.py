@@ -6,9 +6,14 @@ hundredths and no attack needs more than a handful of steps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from medadv import Intensity, Multiclass, Multilabel
+from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 
 SHAPES = {2: (8, 8), 3: (6, 6, 6)}
 LEVEL = 0.02  # how far the images lie from the decision
@@ -121,3 +126,55 @@ def bright_boxes(dims: int, cases: int = 2) -> tuple[np.ndarray, np.ndarray]:
     noise = np.random.default_rng(dims).uniform(-0.004, 0.004, mask.shape)
     image = 0.5 + LEVEL * (2 * mask - 1) + noise
     return image[:, None].astype(np.float32), mask
+
+
+def shape_of(dims: int) -> tuple[int, ...]:
+    return bright_boxes(dims)[0].shape[1:]
+
+
+def multiclass(dims: int, **kwargs: Any) -> MonaiClassifier:
+    network = BrightnessClassifier((-20.0, 20.0, 0.0), (0.0, 0.0, -3.0))
+    return MonaiClassifier(network, shape_of(dims), decision=Multiclass(3), **kwargs)
+
+
+def one_logit(dims: int, **kwargs: Any) -> MonaiClassifier:
+    return MonaiClassifier(BrightnessClassifier((20.0,)), shape_of(dims), decision=Multilabel(1), **kwargs)
+
+
+def multilabel(dims: int, **kwargs: Any) -> MonaiMultilabelClassifier:
+    network = BrightnessClassifier((20.0, -20.0, 20.0), (0.0, 0.0, 4.0))
+    return MonaiMultilabelClassifier(network, shape_of(dims), **{"decision": Multilabel(3), **kwargs})
+
+
+def segmenter(dims: int, outputs: int = 2, **kwargs: Any) -> MonaiSegmenter:
+    decision = Multiclass(2, background=0) if outputs == 2 else Multilabel(1)
+    return MonaiSegmenter(BrightnessSegmenter(dims, outputs), shape_of(dims), **{"decision": decision, **kwargs})
+
+
+def assert_valid(x: np.ndarray, x_adv: np.ndarray, intensity: Intensity, norm: float | None, eps: float) -> None:
+    """Shape, dtype, range and budget, with the two ulp that ART's float32 arithmetic may cost."""
+    assert x_adv.shape == x.shape and x_adv.dtype == np.float32 and np.isfinite(x_adv).all()
+    shape = (-1, *[1] * (x.ndim - 2))
+    low, high = (np.asarray(b, dtype=np.float32).reshape(shape) for b in (intensity.lows, intensity.highs))
+    assert (x_adv >= low).all() and (x_adv <= high).all()
+    if norm is not None:
+        ulp = 2 * np.spacing(np.abs(x).max().astype(np.float32))
+        difference = (x_adv.astype(np.float64) - x).reshape(len(x), -1)
+        entries = 1 if norm == np.inf else difference.shape[1] ** (1 / norm)
+        assert np.linalg.norm(difference, norm, axis=1).max() <= eps * (1 + 1e-6) + ulp * entries
+
+
+def state(network: torch.nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {f"flag {name}": module.training for name, module in network.named_modules()}
+    for name, parameter in network.named_parameters():
+        found[f"grad {name}"] = None if parameter.grad is None else parameter.grad.clone()
+        found[f"frozen {name}"] = parameter.requires_grad
+    return found | {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    def same(a: Any, b: Any) -> bool:
+        both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        return bool(torch.equal(a, b)) if both else a is b or (not isinstance(a, torch.Tensor) and a == b)
+
+    return [name for name in before if not same(before[name], after[name])]

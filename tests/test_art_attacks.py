@@ -20,10 +20,24 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.defences import trainer
 from art.exceptions import EstimatorError
-from networks import BrightnessClassifier, BrightnessSegmenter, awkward, bright_boxes, grey_images
+from networks import (
+    BrightnessClassifier,
+    BrightnessSegmenter,
+    assert_valid,
+    awkward,
+    bright_boxes,
+    changes,
+    grey_images,
+    multiclass,
+    multilabel,
+    one_logit,
+    segmenter,
+    shape_of,
+    state,
+)
 
 from medadv import Intensity, Multiclass, Multilabel
-from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
+from medadv.adapters import MonaiClassifier, MonaiSegmenter
 from medadv.attacks import create
 
 EPS = 0.1
@@ -36,29 +50,6 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-def shape_of(dims: int) -> tuple[int, ...]:
-    return bright_boxes(dims)[0].shape[1:]
-
-
-def multiclass(dims: int, **kwargs: Any) -> MonaiClassifier:
-    network = BrightnessClassifier((-20.0, 20.0, 0.0), (0.0, 0.0, -3.0))
-    return MonaiClassifier(network, shape_of(dims), decision=Multiclass(3), **kwargs)
-
-
-def one_logit(dims: int) -> MonaiClassifier:
-    return MonaiClassifier(BrightnessClassifier((20.0,)), shape_of(dims), decision=Multilabel(1))
-
-
-def multilabel(dims: int) -> MonaiMultilabelClassifier:
-    network = BrightnessClassifier((20.0, -20.0, 20.0), (0.0, 0.0, 4.0))
-    return MonaiMultilabelClassifier(network, shape_of(dims), decision=Multilabel(3))
-
-
-def segmenter(dims: int, outputs: int = 2) -> MonaiSegmenter:
-    decision = Multiclass(2, background=0) if outputs == 2 else Multilabel(1)
-    return MonaiSegmenter(BrightnessSegmenter(dims, outputs), shape_of(dims), decision=decision)
 
 
 # kind -> (estimator as ART's classifier attacks see it, images, classes it gives them)
@@ -197,19 +188,6 @@ def generate(attack: Any, x: np.ndarray, y: Any = None, **kwargs: Any) -> np.nda
     x_adv = attack.generate(x, y, **kwargs)
     np.testing.assert_array_equal(x, before, err_msg="the attack changed its input")
     return x_adv
-
-
-def assert_valid(x: np.ndarray, x_adv: np.ndarray, intensity: Intensity, norm: float | None, eps: float) -> None:
-    """Shape, dtype, range and budget, with the two ulp that ART's float32 arithmetic may cost."""
-    assert x_adv.shape == x.shape and x_adv.dtype == np.float32 and np.isfinite(x_adv).all()
-    shape = (-1, *[1] * (x.ndim - 2))
-    low, high = (np.asarray(b, dtype=np.float32).reshape(shape) for b in (intensity.lows, intensity.highs))
-    assert (x_adv >= low).all() and (x_adv <= high).all()
-    if norm is not None:
-        ulp = 2 * np.spacing(np.abs(x).max().astype(np.float32))
-        difference = (x_adv.astype(np.float64) - x).reshape(len(x), -1)
-        entries = 1 if norm == np.inf else difference.shape[1] ** (1 / norm)
-        assert np.linalg.norm(difference, norm, axis=1).max() <= eps * (1 + 1e-6) + ulp * entries
 
 
 MATRIX = [
@@ -522,22 +500,6 @@ def test_art_feature_adversaries_takes_no_range_per_channel() -> None:
 
 
 # ---- the model is left as found ---------------------------------------------------------------------------------
-
-
-def state(network: torch.nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {f"flag {name}": module.training for name, module in network.named_modules()}
-    for name, parameter in network.named_parameters():
-        found[f"grad {name}"] = None if parameter.grad is None else parameter.grad.clone()
-        found[f"frozen {name}"] = parameter.requires_grad
-    return found | {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    def same(a: Any, b: Any) -> bool:
-        both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        return bool(torch.equal(a, b)) if both else a is b or (not isinstance(a, torch.Tensor) and a == b)
-
-    return [name for name in before if not same(before[name], after[name])]
 
 
 KEEPS_STATE = ("FGM", "PGD torch", "PGD numpy", "MIM", "APGD", "CarliniL2", "DeepFool", "ElasticNet", "HopSkipJump")

@@ -15,7 +15,7 @@ from medadv.benchmarks import data as datasets
 from medadv.benchmarks import evaluate, run_suite
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import Evaluator
+from medadv.benchmarks.evaluate import Evaluator, Planned
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
@@ -70,12 +70,31 @@ def segmentation(dims: int, count: int = 12, empty: int = 2) -> Dataset:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["affine", "patch"])
-def test_attacks_that_move_the_reference_are_refused_and_not_scored_against_the_old_one(name):
-    evaluator = Evaluator(segmenter(2), segmentation(2, 3))
-    with pytest.raises(ValueError, match=f"attack '{name}' moves the reference or covers voxels"):
-        evaluator.attack(name, 0.1, max_iter=1)
-    evaluator.attack("kspace", 0.1, max_iter=1)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_moved_anatomy_is_scored_against_its_moved_reference(dims):
+    # the network is a threshold, so it follows every translation: against the old reference Dice would fall, and does
+    # not against the moved one
+    evaluator = Evaluator(segmenter(dims), segmentation(dims, 3, empty=0))
+    shift = Planned("affine", {"rotation": 0.0, "scale": 0.0, "translation": 0.3, "max_iter": 3})
+    outcome = evaluator.attack(shift, 1.0, keep_images=True)
+    target, _ = outcome.reference
+    assert not torch.equal(target, evaluator.target)
+    logits = torch.from_numpy(evaluator.estimator.predict(outcome.images))
+    old = evaluator.decision.score(logits, evaluator.target, evaluator.valid)
+    assert outcome.scores.mean() > 0.85 and outcome.scores.mean() > float(old.mean()) + 0.1
+    found = outcome.endpoints[outcome.endpoints.endpoint == "lesion_sensitivity:disc"]
+    assert (found.adversarial == 1).all()
+    assert torch.equal(evaluator.worst_case([outcome]).reference[0], target)
+
+
+def test_threats_that_are_no_balls_run_once_at_their_own_budget():
+    attacks = ["fgsm", ("kspace", {"max_iter": 2}), ("pgd", {"eps": 0.3, "max_iter": 2})]
+    frame = evaluate(segmenter(2), segmentation(2, 3), attacks, ["1/255", "2/255"]).frame
+    runs = frame[frame.attack.isin(["fgsm", "kspace", "pgd"])]
+    assert sorted(runs.attack) == ["fgsm", "fgsm", "kspace", "pgd"]
+    assert set(runs[runs.attack == "kspace"].threat) == {"kspace"}
+    worst = frame[frame.attack == "worst-case"]
+    assert sorted(worst.threat) == ["kspace", "linf", "linf", "linf"]
 
 
 def segmenter(dims: int) -> MonaiSegmenter:

@@ -144,6 +144,8 @@ def expected(name, kind, z, t, ok, targeted, progress):
         if kind == "classes" and z.shape[1] == 1:  # an image: not hinged
             return -sign * m[0] * ok[0]
         return mean(np.minimum(m, 0), ok) if targeted else -mean(np.maximum(m, 0), ok)
+    if name == "cw":
+        return mean(np.minimum(-sign * margin_of(kind, z, t), 50), ok)
     if name == "dice":
         return sign * soft_dice(kind, z, t, ok)
     if name == "dicece":

@@ -20,10 +20,10 @@ from medadv.decisions import as_plain_tensor
 from medadv.intensities import Budget
 from medadv.problem import KEEP
 from medadv.threats import BALL_KINDS, ThreatKind
-from medadv.victims import Passes, Victim, victim_of
+from medadv.victims import Passes, Victim, logits_in, victim_of
 
 # options that are whole numbers, with the least value of each
-WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0}
+WHOLE_NUMBERS = {"batch_size": 1, "max_iter": 1, "num_random_init": 0, "block": 2}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Solution:
     inside: Tensor | None = None
     undirected: Tensor | None = None
     queries: Tensor | None = None
-    reference: tuple[Tensor, Tensor] | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
+    reference: tuple[Tensor, Tensor] | None = None
 
 
 class CatalogueAttack(EvasionAttack, ABC):
@@ -298,7 +298,9 @@ class CatalogueAttack(EvasionAttack, ABC):
         if y is None:
             if self.targeted:
                 raise ValueError("a targeted attack needs y, the diagnosis the attacker wants; none was given.")
-            predicted = [self.victim.decision.harden(self.victim.logits(part)) for part in x.split(self.batch_size)]
+            predicted = [
+                self.victim.decision.harden(logits_in(self.victim.logits(part))) for part in x.split(self.batch_size)
+            ]
             return self.victim.decision.canonical(torch.cat(predicted), spatial)
         target, valid = self.victim.decision.canonical(y, spatial, device=x.device)
         if len(target) != len(x):

@@ -8,14 +8,29 @@ from typing import Any
 
 import pandas as pd
 
-from medadv.attacks import gradient, multi_targeted, physical
+from medadv.attacks import (
+    appearance,
+    ensembles,
+    goals,
+    gradient,
+    minimum_norm,
+    multi_targeted,
+    physical,
+    score_based,
+    stealth,
+    transfer,
+    universal,
+)
 from medadv.attacks.base import CatalogueAttack
 from medadv.attacks.framework import FrameworkAttack
 from medadv.attacks.recipes import TASKS, Recipe
 from medadv.names import unknown_name
 
 ENTRY_POINTS = "medadv.attacks"
-FAMILIES = (gradient, multi_targeted, physical)
+FAMILIES = (
+    gradient, multi_targeted, score_based, minimum_norm, ensembles, goals, appearance, physical, stealth, transfer,
+    universal,
+)  # fmt: skip
 CATALOGUE: dict[str, Recipe] = {row.name: row for family in FAMILIES for row in family.ROWS}
 
 

@@ -42,13 +42,16 @@ class FrameworkAttack(CatalogueAttack):
     decay: float
 
     def _prepare(self) -> None:
-        self._objective: Objective = make_objective(
-            by_task(self.objective, self.victim.segments), self.victim.decision, targeted=self.targeted
-        )
+        self._objective: Objective = self._make_objective()
         if self._objective.voxels_only and not self.victim.segments:
             raise ValueError(
                 f"objective {self.objective!r} compares voxels, but this model gives one diagnosis per image; "
                 "use 'ce' or 'margin'."
+            )
+        if self._objective.images_only and self.victim.segments:
+            raise ValueError(
+                f"objective {self.objective!r} is about one diagnosis per image, but this model gives one per voxel; "
+                "use 'dice' or 'margin'."
             )
         if self.keep == "last" and getattr(self, "num_random_init", 0) > 1:
             raise ValueError(
@@ -57,8 +60,14 @@ class FrameworkAttack(CatalogueAttack):
             )
         if getattr(self, "decay", 0.0) < 0:
             raise ValueError(f"decay={self.decay!r} must not be negative.")
+        self._image_terms = () if self.recipe.image_terms is None else tuple(self.recipe.image_terms(self))
         assert self.recipe.search is not None
         self._search: Search = self.recipe.search(self)
+
+    def _make_objective(self) -> Objective:
+        """What is maximised; goals with parameters of their own build it from those."""
+        given = by_task(self.objective, self.victim.segments)
+        return make_objective(given, self.victim.decision, targeted=self.targeted)
 
     @property
     def step_size(self) -> float:
@@ -77,10 +86,9 @@ class FrameworkAttack(CatalogueAttack):
 
     def problem_of(self, batch: Batch, objective: Objective | None = None) -> Problem:
         """What the search has to solve for a batch."""
-        terms = () if self.recipe.image_terms is None else self.recipe.image_terms(self)
         return Problem(
             self.victim, objective or self._objective, self.threat_around(batch), batch.target, batch.valid,
-            keep=self.keep, image_terms=terms,
+            keep=self.keep, image_terms=self._image_terms,
         )  # fmt: skip
 
     def _solve(self, batch: Batch) -> Solution:
@@ -96,4 +104,4 @@ def solution_of(problem: Problem) -> Solution:
     inside = problem.threat.contains(best.x, best.theta)
     theta = best.x - problem.threat.x if best.theta is None else best.theta
     reference = problem.threat.apply_target(theta, problem.target, problem.valid)
-    return Solution(best.x, inside, problem.undirected, problem.queries, reference)
+    return Solution(best.x, inside, problem.undirected, problem.queries, reference=reference)

@@ -31,14 +31,23 @@ class Objective(ABC):
         scheduled: True if the value changes with ``progress`` or with the prediction's own weights, so that values of
             different steps can't be compared; step control then watches a fixed objective (:func:`monitor_of`).
         voxels_only: True if it compares regions and has no meaning for one diagnosis per image.
+        sees_detector: True if it is made for the outputs of a model with a detector (:mod:`medadv.detectors`).
+        images_only: True if it has no meaning for one diagnosis per voxel.
         views: functions of the image whose logits it needs as well; it gets them, without a graph, as ``others``.
     """
 
     scheduled = False
     voxels_only = False
+    images_only = False
     views: Sequence[View] = ()
+    sees_detector = False
 
     def __init__(self, decision: Decision, *, targeted: bool = False) -> None:
+        if getattr(decision, "guarded", False) and not self.sees_detector:
+            raise TypeError(
+                f"{type(self).__name__} does not know the detector of this decision; give the objective by name, or "
+                "make it for decision.plain and hand it to the attack."
+            )
         self.decision = decision
         self.targeted = targeted
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,9 +11,19 @@ from torch import Tensor
 from medadv.decisions import Decision
 from medadv.names import unknown_name
 from medadv.objectives.base import Objective
+from medadv.objectives.clinical import (
+    LesionInvented,
+    LesionMissed,
+    ThresholdCrossed,
+    VolumeDown,
+    VolumeUp,
+)
+from medadv.objectives.evasion import Evasive, plain_of
+from medadv.objectives.labels import AllLabels, AnyLabel, LabelMargin, LabelShare, OneLabel
 from medadv.objectives.library import LossObjective
 from medadv.objectives.losses import (
     DLR,
+    CarliniWagner,
     CosPGD,
     CrossEntropy,
     DiceCE,
@@ -23,10 +34,12 @@ from medadv.objectives.losses import (
     SegPGD,
     SoftDice,
 )
+from medadv.objectives.structures import OneOrgan, TowardsMask
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CrossEntropy,
     "margin": Margin,
+    "cw": CarliniWagner,
     "dice": SoftDice,
     "dicece": DiceCE,
     "segpgd": SegPGD,
@@ -35,6 +48,18 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dlr": DLR,
     "js": JensenShannon,
     "mask-norm": MaskedSpherical,
+    "any-label": AnyLabel,
+    "all-labels": AllLabels,
+    "label-share": LabelShare,
+    "one-label": OneLabel,
+    "label-margin": LabelMargin,
+    "one-organ": OneOrgan,
+    "towards-mask": TowardsMask,
+    "volume-up": VolumeUp,
+    "volume-down": VolumeDown,
+    "threshold-crossed": ThresholdCrossed,
+    "lesion-missed": LesionMissed,
+    "lesion-invented": LesionInvented,
 }
 
 AUTO = "auto"
@@ -52,16 +77,33 @@ def by_task(given: Any, segments: bool) -> Any:
     return given
 
 
-def make_objective(given: str | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool) -> Objective:
-    """An objective from its name, a ready :class:`Objective`, or any MONAI or torch loss.
+def make_objective(
+    given: str | Mapping[str, Any] | Objective | Callable[..., Tensor], decision: Decision, *, targeted: bool
+) -> Objective:
+    """An objective from its name, a name with arguments, a ready :class:`Objective`, or any MONAI or torch loss.
+
+    Args:
+        given: such as ``"dice"``, ``{"name": "one-label", "label": 2, "goal": "add"}``, or an object.
+        decision: how the logits become a diagnosis.
+        targeted: whether y is the diagnosis wanted.
 
     Raises:
-        ValueError: an unknown name, or an objective that is not for this decision or direction.
+        ValueError: an unknown name or argument, or an objective that is not for this decision or direction.
+
+    Example:
+        >>> from medadv.decisions import Multilabel
+        >>> make_objective({"name": "one-label", "label": 2, "goal": "add"}, Multilabel(3), targeted=False).label
+        2
     """
+    if getattr(decision, "guarded", False) and not isinstance(given, Evasive):
+        return Evasive(decision, make_objective(given, plain_of(decision), targeted=targeted))
     if isinstance(given, str):
-        if given not in OBJECTIVES:
-            raise unknown_name("objective", given, OBJECTIVES)
-        return OBJECTIVES[given](decision, targeted=targeted)
+        return _by_name(given, {}, decision, targeted)
+    if isinstance(given, Mapping):
+        arguments = dict(given)
+        if "name" not in arguments:
+            raise ValueError(f"objective {arguments} has no name; give it as {{'name': ..., other arguments}}.")
+        return _by_name(arguments.pop("name"), arguments, decision, targeted)
     if isinstance(given, Objective):
         if given.decision != decision or given.targeted != targeted:
             raise ValueError(
@@ -70,6 +112,33 @@ def make_objective(given: str | Objective | Callable[..., Tensor], decision: Dec
             )
         return given
     return LossObjective(decision, given, targeted=targeted)
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """What an objective accepts besides the decision and the direction.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> arguments_of("one-label")
+        ('label', 'goal', 'keep_weight')
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES)
+    return tuple(argument for argument in inspect.signature(OBJECTIVES[name]).parameters if argument not in _SHARED)
+
+
+_SHARED = ("decision", "targeted")
+
+
+def _by_name(name: str, arguments: Mapping[str, Any], decision: Decision, targeted: bool) -> Objective:
+    accepted = arguments_of(name)
+    for argument in arguments:
+        if argument not in accepted:
+            known = f"it accepts {', '.join(accepted)}" if accepted else "it accepts none"
+            raise ValueError(f"objective {name!r} has no argument {argument!r}; {known}.")
+    return OBJECTIVES[name](decision, targeted=targeted, **arguments)
 
 
 def monitor_of(objective: Objective, segments: bool) -> Objective:
@@ -81,4 +150,9 @@ def monitor_of(objective: Objective, segments: bool) -> Objective:
     """
     if not objective.scheduled:
         return objective
+    if isinstance(objective, Evasive):
+        inner = monitor_of(objective.inner, segments)
+        if inner.views:  # a monitor sees the image alone
+            inner = CrossEntropy(inner.decision, targeted=inner.targeted)
+        return Evasive(objective.decision, inner, rising=False)
     return OBJECTIVES[by_task(AUTO, segments)](objective.decision, targeted=objective.targeted)

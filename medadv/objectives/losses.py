@@ -26,6 +26,17 @@ class CrossEntropy(Objective):
         return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
 
 
+def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
+    """Distance in logits to the decision boundary, positive where the diagnosis equals the target, like ``target``.
+
+    Multiclass: ``z_t - max_{k != t} z_k``; Multilabel: ``(2 t - 1)(z - logit(threshold))`` per label.
+    """
+    if isinstance(decision, Multilabel):
+        return (2 * target - 1) * (output - decision.logit_threshold(output))
+    own = output.gather(1, target[:, None])[:, 0]
+    return own - output.masked_fill(decision.one_hot(target), -torch.inf).amax(1)
+
+
 class Margin(Objective):
     """Signed distance in logits to the decision boundary; on images the raw margin, on voxels hinged at the boundary.
 
@@ -57,12 +68,8 @@ class Margin(Objective):
         return -self.sign * mean_over_valid(unfinished, valid)
 
     def _margin(self, output: Tensor, target: Tensor) -> Tensor:
-        """Positive where the diagnosis equals the target, like ``target``."""
-        if isinstance(self.decision, Multilabel):
-            return (2 * target - 1) * (output - self.decision.logit_threshold(output))
-        own = output.gather(1, target[:, None])[:, 0]
-        others = output.masked_fill(self.decision.one_hot(target), -torch.inf)
-        return own - others.amax(1)
+        """What is pushed over the boundary, positive where the diagnosis equals the target, like ``target``."""
+        return margins(self.decision, output, target)
 
     def _extreme_label(self, margin: Tensor, valid: Tensor) -> Tensor:
         # untargeted "any": one label wrong suffices, so push the weakest; targeted "all": the weakest must be right
@@ -112,6 +119,34 @@ class DLR(Margin):
         return margin / spread.clamp(min=1e-12)
 
 
+class CarliniWagner(Objective):
+    """The margin of Carlini and Wagner, pursued past the boundary up to a confidence (arXiv 1608.04644).
+
+    Untargeted ``min(max_{k != y} z_k - z_y, kappa)``, targeted ``min(z_t - max_{k != t} z_k, kappa)``; per label for
+    ``Multilabel``, and in the mean over voxels or labels. Unlike :class:`Margin` on voxels, it goes on pushing what is
+    wrong already until it is wrong by ``kappa``.
+
+    Args:
+        kappa: confidence in logits at which nothing is left to gain; 50 as in the survey arXiv 2303.14133.
+
+    Example:
+        >>> import torch
+        >>> objective = CarliniWagner(Multiclass(2), kappa=3.0)
+        >>> objective(torch.tensor([[2.0, 1.0], [0.0, 9.0]]), torch.tensor([0, 0]), valid=torch.tensor([True, True]))
+        tensor([-1.,  3.])
+    """
+
+    def __init__(self, decision: Decision, *, targeted: bool = False, kappa: float = 50.0) -> None:
+        super().__init__(decision, targeted=targeted)
+        if not 0 <= kappa < math.inf:
+            raise ValueError(f"kappa={kappa!r} must be finite and not negative.")
+        self.kappa = kappa
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        gained = -self.sign * margins(self.decision, output, target)
+        return mean_over_valid(gained.clamp(max=self.kappa), valid)
+
+
 class SoftDice(Objective):
     """One minus the soft foreground Dice of each case, with a false-positive term for absent classes.
 
@@ -133,15 +168,26 @@ class SoftDice(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        p = (select_channels(self.decision.probabilities(output), channels) * mask).flatten(2)
-        y = (self.decision.one_hot(target, channels) & mask).flatten(2)
-        size, mass = y.sum(2), p.sum(2)
-        present = size > 0
-        dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-        claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
-        missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
-        invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
-        return self.sign * (missed + invented)
+        p = select_channels(self.decision.probabilities(output), channels) * mask
+        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels) & mask, mask)
+
+
+def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """One minus Dice over the present classes plus the share claimed of the absent ones (see :class:`SoftDice`).
+
+    Args:
+        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``; 0 where it does not count.
+        y: bool reference ``(N, K, *S)``; False where it does not count.
+        mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
+    """
+    p, y = p.flatten(2), y.flatten(2)
+    size, mass = y.sum(2), p.sum(2)
+    present = size > 0
+    dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
+    claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+    missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
+    invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+    return missed + invented
 
 
 class DiceCE(Objective):

@@ -6,24 +6,34 @@ intensity range, storage grid and region mask live there, so every image that le
 
 from medadv.threats.balls import BALLS, L1Ball, L2Ball, LInfBall, LpBall
 from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
+from medadv.threats.frequency import DCTQuantisation
 from medadv.threats.geometry import Affine, Deformation
+from medadv.threats.intensity_fields import BiasField, IntensityCurve
 from medadv.threats.kinds import BALL_KINDS, THREATS, ThreatKind
 from medadv.threats.kspace import KSpace
+from medadv.threats.noise import PoissonNoise, RicianNoise
+from medadv.threats.parametric import ParametricThreat
 from medadv.threats.patches import Patch
 
 __all__ = [
+    "Affine",
     "BALLS",
     "BALL_KINDS",
-    "THREATS",
-    "Affine",
+    "BiasField",
     "CaseRandom",
-    "L1Ball",
+    "DCTQuantisation",
     "Deformation",
+    "IntensityCurve",
     "KSpace",
+    "L1Ball",
     "L2Ball",
     "LInfBall",
     "LpBall",
+    "ParametricThreat",
     "Patch",
+    "PoissonNoise",
+    "RicianNoise",
+    "THREATS",
     "Threat",
     "ThreatKind",
     "case_norm",

@@ -12,8 +12,12 @@ from torch import Tensor
 from medadv.intensities import Budget, Intensity
 from medadv.threats.balls import L1Ball, L2Ball, LInfBall
 from medadv.threats.base import CaseRandom, Threat
+from medadv.threats.frequency import GREY, DCTQuantisation
 from medadv.threats.geometry import Affine, Deformation, affine_budget, displacement_budget
+from medadv.threats.intensity_fields import BiasField, IntensityCurve
 from medadv.threats.kspace import KSpace, kspace_budget
+from medadv.threats.noise import PoissonNoise, RicianNoise
+from medadv.threats.parametric import limit_reader
 from medadv.threats.patches import Patch, patch_budget
 
 Build = Callable[..., Threat]
@@ -72,6 +76,19 @@ _BALLS = (
     ThreatKind("l1", "the summed absolute change is at most eps", L1Ball, norm=1.0),
 )
 
+_APPEARANCE = (
+    ThreatKind("bias-field", "a smooth field multiplies grey values by 1 - eps to 1 + eps", BiasField,
+               limit_reader("a bias field", below=1.0), 0.3, {"control_points": 4}),
+    ThreatKind("intensity-curve", "log gamma, log contrast and shift of the window are at most eps", IntensityCurve,
+               limit_reader("an intensity curve"), 0.2),
+    ThreatKind("vafa", "frequencies of blocks are quantised by steps of at most eps grey values of 0..255",
+               DCTQuantisation, limit_reader("quantisation steps", unit="grey/255", whole=GREY), 20.0, {"block": 32}),
+    ThreatKind("rician-noise", "noise with a standard deviation of eps windows in both parts of the signal",
+               RicianNoise, limit_reader("Rician noise"), 0.05),
+    ThreatKind("poisson-noise", "counting noise with a standard deviation of eps relative to mid-grey", PoissonNoise,
+               limit_reader("Poisson noise"), 0.05),
+)  # fmt: skip
+
 _PHYSICAL = (
     ThreatKind("deformation", "a smooth one-to-one field moves image and reference by at most eps along an axis",
                Deformation, displacement_budget, eps=1.0,
@@ -85,5 +102,5 @@ _PHYSICAL = (
                kspace_budget, eps=0.02, options={"lines": "all", "reconstruction": "auto"}, drawn=True),
 )  # fmt: skip
 
-THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_PHYSICAL)}
+THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_APPEARANCE, *_PHYSICAL)}
 BALL_KINDS: dict[float, ThreatKind] = {kind.norm: kind for kind in _BALLS if kind.norm is not None}
