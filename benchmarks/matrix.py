@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from medadv.attacks import CatalogueAttack, FrameworkAttack, Recipe, create, recipes
 from medadv.benchmarks.toys import EPS, KINDS, Toy, toy
+from medadv.decisions import Multiclass
+from medadv.features import fit_statistics
 from medadv.search import RandomDraws
 
 CLEARLY = 0.1
@@ -53,6 +55,16 @@ def _half_volume(case: Toy) -> dict[str, Any]:
     return {"threshold_voxels": float((case.y > 0).reshape(len(case.y), -1).sum(1).min() / 2)}
 
 
+def _clean_statistics(case: Toy) -> dict[str, Any]:
+    """Statistics of images of every brightness for each class, where the model is one that HFC is for."""
+    decision = case.estimator.decision
+    if not isinstance(decision, Multiclass) or case.estimator.segments:
+        return {}
+    images = np.concatenate([case.x + shift for shift in np.linspace(-0.08, 0.08, 12, dtype=np.float32)])
+    classes = np.arange(len(images)) % decision.num_classes
+    return {"statistics": fit_statistics(case.estimator, images, classes, layers=["mean"])}
+
+
 SETTINGS: dict[str, Setting] = {
     "deformation": Setting({"eps": 2.5, "control_points": 4, "max_iter": 20}),
     "affine": Setting({"eps": 0.3, "max_iter": 20, "num_random_init": 1}),
@@ -63,6 +75,8 @@ SETTINGS: dict[str, Setting] = {
     "one-organ": Setting({"keep_weight": 0.0}, _label),
     "erase": Setting({}, _label, "both labels of this model share a logit, so one can't go and leave the other alone"),
     "threshold-crossed": Setting(build=_half_volume),
+    "transfer": Setting(build=lambda case: {"surrogate": case.estimator}),
+    "hfc": Setting({"max_iter": 20}, build=_clean_statistics),
 }
 
 

@@ -20,8 +20,9 @@ STABLE_MEAN, STABLE_CONTRAST = 0.01**2, 0.03**2
 class StructuralSimilarity:
     """The term ``-weight (1 - SSIM(x', x))`` of VAFA (arXiv 2307.07269), on grey values as shares of the window.
 
-    The term counts in the loss, and so in what is kept, but VAFA's smooth rounding hardly leads uphill on it: on lung
-    X-rays (q up to 20, weight 1) the similarity at the end was the same with and without it.
+    The term counts in the loss, and so in what is kept where that goes by loss, but the gradient of VAFA's smooth
+    rounding hardly leads uphill on it: on 12 lung X-rays (q up to 20, 20 steps) SSIM was .968 with weight 1 and .974
+    without the term, the Dice of a natural U-Net .899 and .889.
 
     Attributes:
         intensity: gives the window (the range where there is none).

@@ -20,7 +20,7 @@ from medadv.image_terms import StructuralSimilarity, ssim
 from medadv.intensities import Intensity
 from medadv.objectives import SoftDice
 from medadv.problem import Problem
-from medadv.search import AutoPGD
+from medadv.search import AutoPGD, SteepestAscent
 from medadv.threats import THREATS, CaseRandom
 from medadv.threats.frequency import soft_round
 from medadv.threats.intensity_fields import spline_basis
@@ -398,15 +398,15 @@ def batch_of(attack, case):
     return attack._batches(torch.from_numpy(case.x), case.y, None, None)[0]
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_auto_pgd_searches_these_sets_too(name):
+def test_both_searches_run_on_these_sets():
     case = setting("voxel-class", cases=4)
-    attack = create(name, case.estimator)
-    problem = attack.problem_of(batch_of(attack, case))
-    with attack.victim.attacked():
-        AutoPGD(10).run(problem, range(4))
-    assert bool(problem.threat.contains(problem.best.x, problem.best.theta).all())
-    assert case.scores(problem.best.x.numpy()).mean() < case.scores(case.x).mean()
+    for name in ATTACKS:
+        for search in (AutoPGD(10), SteepestAscent(10, step_size=THREATS[name].eps / 10)):
+            problem = create(name, case.estimator).problem_of(batch_of(create(name, case.estimator), case))
+            with problem.victim.attacked():
+                search.run(problem, range(4))
+            assert bool(problem.threat.contains(problem.best.x, problem.best.theta).all())
+            assert case.scores(problem.best.x.numpy()).mean() < case.scores(case.x).mean()
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *NOISE])
@@ -428,7 +428,7 @@ BAD = [
     ("bias-field", {"eps": -0.1}, ValueError, "eps=-0.1"),
     ("bias-field", {"eps": "8/255"}, ValueError, "eps='8/255'"),
     ("bias-field", {"eps": True}, TypeError, "eps=True"),
-    ("bias-field", {"eps_step": "far"}, ValueError, "'far'"),
+    ("vafa", {"eps_step": "far"}, ValueError, "'far'"),
     ("intensity-curve", {"eps": float("nan")}, ValueError, "eps=nan"),
     ("intensity-curve", {"eps": float("inf")}, ValueError, "eps=inf"),
     ("intensity-curve", {"block": 8}, TypeError, "block"),

@@ -9,11 +9,15 @@ from medadv.attacks.recipes import Recipe
 from medadv.image_terms import StructuralSimilarity
 from medadv.objectives import AUTO
 from medadv.problem import ImageTerm
-from medadv.search import RandomDraws, Search, SteepestAscent
+from medadv.search import AutoPGD, RandomDraws, Search, SteepestAscent
 
 
 def _steps(attack: FrameworkAttack) -> Search:
     return SteepestAscent(attack.max_iter, attack.num_random_init, attack.seed, attack.step_size)
+
+
+def _auto(attack: FrameworkAttack) -> Search:
+    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
 
 
 def _draws(attack: FrameworkAttack) -> Search:
@@ -26,9 +30,10 @@ def _similarity(attack: Any) -> tuple[ImageTerm, ...]:
 
 
 def _search(name: str, summary: str, reference: str, **changes: Any) -> Recipe:
-    settings: dict[str, Any] = {"options": {"max_iter": 20, "eps_step": None, "num_random_init": 1}, **changes}
-    return Recipe(name, summary, AUTO, _steps, "sign steps", reference, norms=(), threat=name, fixed_objective=False,
-                  **settings)  # fmt: skip
+    # few parameters have a sharp optimum, which steps of one size step over
+    settings: dict[str, Any] = {"search": _auto, "search_name": "auto-pgd",
+                                "options": {"max_iter": 20, "num_random_init": 1}, **changes}  # fmt: skip
+    return Recipe(name, summary, AUTO, reference=reference, norms=(), threat=name, fixed_objective=False, **settings)
 
 
 def _noise(name: str, summary: str) -> Recipe:
@@ -38,8 +43,9 @@ def _noise(name: str, summary: str) -> Recipe:
 
 ROWS = (
     _search("bias-field", "a smooth field that brightens here and darkens there", "2006.13322, 2009.09247"),
-    _search("intensity-curve", "gamma, window width and window level", "own; see 2009.09247"),
-    _search("vafa", "frequencies of blocks, quantised as in JPEG", "2307.07269", image_terms=_similarity,
+    _search("intensity-curve", "gamma, window width and window level", "own"),
+    _search("vafa", "frequencies of blocks, quantised as in JPEG", "2307.07269", search=_steps,
+            search_name="sign steps", image_terms=_similarity,
             options={"max_iter": 20, "eps_step": 1.0, "num_random_init": 1, "ssim_weight": 1.0}),
     _noise("rician-noise", "noise of MR magnitude images, a baseline"),
     _noise("poisson-noise", "counting noise of X-ray images, a baseline"),

@@ -29,6 +29,17 @@ class SimBA(RandomSearch):
     Attributes:
         step_size: length of a step in the unit of the threat's distance.
         freq_dims: width of a band of frequencies as a share of each axis, in (0, 1]; the first is searched first.
+
+    Example:
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.attacks import create
+        >>> from medadv.decisions import Multiclass
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> estimator = MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2))
+        >>> attack = create("simba-dct", estimator, eps=0.5, norm=2, max_iter=20, keep="loss")
+        >>> x = torch.full((2, 1, 4, 4), 0.5)
+        >>> bool((attack.perturb(x, [0, 1]) - x).flatten(1).norm(dim=1).max() <= 0.5), attack.queries
+        (True, array([20, 20]))
     """
 
     step_size: float = 0.0

@@ -34,6 +34,17 @@ class Square(RandomSearch):
 
     Attributes:
         p_init: share of the voxels in the first windows, in (0, 1].
+
+    Example:
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.attacks import create
+        >>> from medadv.decisions import Multiclass
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+        >>> estimator = MonaiClassifier(net, (1, 4, 4, 4), decision=Multiclass(2))
+        >>> attack = create("square", estimator, eps="8/255", max_iter=20, keep="loss")
+        >>> x = torch.full((2, 1, 4, 4, 4), 0.5)
+        >>> bool((attack.perturb(x, [0, 1]) - x).abs().max() <= 8 / 255), attack.queries, attack.passes
+        (True, array([20, 20]), Passes(forward=20, backward=0))
     """
 
     p_init: float = 0.8
