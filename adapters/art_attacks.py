@@ -16,6 +16,7 @@ from medadv.attacks.base import Batch, Solution
 from medadv.attacks.recipes import DECISIONS, TASKS, Recipe
 from medadv.decisions import as_plain_tensor
 from medadv.threats import CaseRandom
+from medadv.victims import logits_in
 
 
 class ArtAttack(ArtSettings):
@@ -73,7 +74,7 @@ class ArtAttack(ArtSettings):
         return iter(guides.expand(cases, *guides.shape[1:]))
 
     def _solve(self, batch: Batch) -> Solution:
-        clean = self.victim.decision.score(self.victim.logits(batch.x), batch.target, batch.valid)
+        clean = self._score(batch, batch.x)
         images, queries = [], []
         for i in range(len(batch)):
             case = batch.subset(torch.tensor([i]))
@@ -189,14 +190,16 @@ class ArtAttack(ArtSettings):
                 f"images are not used; use {' or '.join(map(repr, self.row.instead))}."
             )
 
+    def _score(self, batch: Batch, x: Tensor) -> Tensor:
+        return self.victim.decision.score(logits_in(self.victim.logits(x)), batch.target, batch.valid)
+
     def _judged(self, batch: Batch, found: Tensor, queries: Tensor, clean: Tensor | None) -> Solution:
         """Leaves the clean image where ART's is better for the clinic, unless ``keep="last"``."""
         if self.keep == "score":
-            decision, logits = self.victim.decision, self.victim.logits
             if clean is None:
-                clean = decision.score(logits(batch.x), batch.target, batch.valid)
+                clean = self._score(batch, batch.x)
                 queries = queries + 1
-            score = decision.score(logits(found), batch.target, batch.valid)
+            score = self._score(batch, found)
             better = score < clean if self.targeted else score > clean
             found = torch.where(better.view(-1, *[1] * (found.ndim - 1)), batch.x, found)
             queries = queries + 1

@@ -183,7 +183,7 @@ _GRADIENT = (
            first_step=2.0),
     ArtRow("AutoAttack", "two Auto-PGDs, DeepFool and squares", "2003.01690", norms=BOTH, budget="eps", first_step=2.0,
            hidden=("attacks", "estimator_orig", "parallel_pool_size"), needs=("multiprocess",), refusals=(
-               Refusal("ends in a square attack that is for 2D images", ("autoattack",), ranks=(3,)),
+               Refusal("ends in a square attack that is for 2D images", ("robust", "autoattack"), ranks=(3,)),
                Refusal("needs three classes for its logits ratio", ("robust", "autoattack"), TWO_CLASS),
                Refusal("takes y for the class to leave whatever targeted says", ("pgd", "apgd-ce"), targeted=True))),
     ArtRow("FeatureAdversariesPyTorch", "features like those of a guide", "1511.05122", norms=(np.inf,),

@@ -18,7 +18,7 @@ from medadv.adapters.estimators import MonaiClassifier, MonaiMultilabelClassifie
 from medadv.adapters.views import DiceMarginView, LabelsMarginView, QueryView, cross_entropy_of_probabilities
 from medadv.decisions import Multiclass, Multilabel
 from medadv.intensities import Intensity
-from medadv.victims import ModuleVictim
+from medadv.victims import ModuleVictim, logits_in
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Doorway(nn.Module):
         image = self.unit.decode(x)
         if self.mask is not None and self.x is not None:
             image = torch.where(self.mask, image, self.x.to(image.dtype))
-        output = self.deployed(image)
+        output = logits_in(self.deployed(image))
         self.passes.forward += 1
         self.images += len(x)
         if output.requires_grad:

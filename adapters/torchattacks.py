@@ -44,8 +44,8 @@ class TorchAttack(CatalogueAttack):
     Args:
         name: class of torchattacks, such as ``"MIFGSM"``.
         estimator: a medadv estimator with exclusive classes, or a stock ART ``PyTorchClassifier``.
-        eps: budget, see :class:`~medadv.attacks.CatalogueAttack`. For CW and DeepFool, which look for the smallest
-            perturbation: optional; images further away than this are given back as they came.
+        eps: budget, see :class:`~medadv.attacks.CatalogueAttack`. For CW, DeepFool and EADL1, which look for the
+            smallest perturbation: optional; images further away than this are given back as they came.
         options: the class's own parameters. Those in the unit of the image (``alpha``, ``delta``, ``lr`` of SPSA,
             ``std`` of GN, ``noise_sd``, ``theta``) are read like ``eps``; their default is torchattacks' ratio to eps.
             ``targeted, batch_size, norm, seed`` as everywhere; ``seed`` replaces torchattacks' own.

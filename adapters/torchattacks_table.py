@@ -14,6 +14,7 @@ import numpy as np
 
 LINF: tuple[float, ...] = (np.inf,)
 L2: tuple[float, ...] = (2.0,)
+L1: tuple[float, ...] = (1.0,)
 IMAGES = ("classification",)
 VOXELS_TOO = ("classification", "segmentation")
 
@@ -162,23 +163,24 @@ ENTRIES = (
           draws=True, instead=("apgd-ce",)),
     Entry("APGDT", "auto-pgd on the ratio of logits, towards each other class", "2003.01690", "ratio of logits",
           options={**_STEPS, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}, norms=(np.inf, 2.0), ranks=(2,),
-          targeted=False, least_classes=4, takes_classes=True, seeded=True, draws=True, instead=("apgd-margin",)),
+          targeted=False, least_classes=4, takes_classes=True, seeded=True, draws=True,
+          instead=("apgd-t", "apgd-margin")),
     Entry("AutoAttack", "auto-pgd, targeted auto-pgd, FAB and square, each on what the ones before left", "2003.01690",
           "cross-entropy, ratio of logits, distance, margin", options={"version": "standard"},
           choices={"version": ("standard", "plus", "rand")}, ranks=(2,), square=True, targeted=False, least_classes=4,
-          takes_classes=True, seeded=True, draws=True, why={"norm": SIZES}, instead=("apgd-ce", "apgd-margin")),
+          takes_classes=True, seeded=True, draws=True, why={"norm": SIZES}, instead=("autoattack", "robust")),
     Entry("FAB", "the nearest image across the linearised boundary, kept where it is within eps", "1907.02044",
           "distance", options={**_STEPS, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9,
           "multi_targeted": False}, norms=(np.inf, 2.0), targeted=False, takes_classes=True, seeded=True, draws=True,
           why={"targeted": "its targeted form takes the class wanted for the reference and returns the images as they "
-               "came", "norm": "its L1 form fails"}, instead=("apgd-margin",)),
+               "came", "norm": "its L1 form fails"}, instead=("fab",)),
     Entry("Square", "random squares, kept where the margin falls", "1912.00049", "margin",
           options={"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": True},
           choices={"loss": ("margin", "ce")}, ranks=(2,), square=True, access="score", seeded=True, single=True,
-          why={"norm": SIZES}, instead=("apgd-margin",)),
+          why={"norm": SIZES}, instead=("square",)),
     Entry("SPSA", "Adam on a gradient estimated from random differences", "1802.05666", "margin",
           options={"nb_iter": 40, "nb_sample": 128, "max_batch_size": 64}, of_eps={"delta": 1 / 30, "lr": 1 / 30},
-          access="score", draws=True, instead=("apgd-margin",)),
+          access="score", draws=True, instead=("square",)),
     Entry("Jitter", "steps on rescaled, noisy probabilities", "2105.10304", "distance of probabilities",
           options={**_STEPS, "scale": 10.0, "std": 0.1, "random_start": True}, of_eps=_QUARTER, ranks=(2,),
           targeted=False, least_classes=3, draws=True,
@@ -194,35 +196,38 @@ ENTRIES = (
           instead=("mi-fgsm",)),
     Entry("CW", "Adam on distance plus margin, in a variable that keeps the range", "1608.04644", "distance and margin",
           options={"c": 1.0, "kappa": 0.0, "steps": 50, "lr": 0.01}, norms=L2, minimal=True, single=True, positive=True,
-          open_range=True, instead=("apgd-margin",)),
+          open_range=True, instead=("cw",)),
     Entry("DeepFool", "steps to the linearised boundary", "1511.04599", "distance", norms=L2, minimal=True,
-          options={"steps": 50, "overshoot": 0.02}, targeted=False, single=True, instead=("apgd-margin",)),
+          options={"steps": 50, "overshoot": 0.02}, targeted=False, single=True, instead=("fab", "cw")),
     Entry("EADL1", "shrinkage on L1, L2 and margin; the least L1 is kept", "1709.04114", "distance and margin",
-          norms=(), options=_ELASTIC, minimal=True, single=True, positive=True, instead=("apgd-margin",)),
+          norms=L1, options=_ELASTIC, minimal=True, single=True, positive=True, instead=("fab", "cw")),
     Entry("EADEN", "shrinkage on L1, L2 and margin; the least of L2 plus L1 is kept", "1709.04114",
           "distance and margin", norms=(), options=_ELASTIC, minimal=True, single=True, positive=True,
-          instead=("apgd-margin",)),
+          instead=("fab", "cw")),
     Entry("SparseFool", "steps to the linearised boundary voxel by voxel", "1811.02248", "distance", norms=(),
           options={"steps": 10, "lam": 3.0, "overshoot": 0.02}, minimal=True, targeted=False, single=True,
-          instead=("apgd-margin",)),
+          instead=("fab", "cw")),
     Entry("JSMA", "the two most salient voxels at a time", "1511.07528", "saliency", norms=(),
           options={"gamma": 0.1}, of_range={"theta": 1.0}, needs_target=True, single=True, most_values=4096,
-          why={"targeted": "without a target it aims at class (y + 1) % 10, whatever the number of classes"},
+          least_classes=3, why={
+              "targeted": "without a target it aims at class (y + 1) % 10, whatever the number of classes",
+              "classes": "of logits 0 and z it finds no pair of voxels that raises one and lowers the other, and "
+              "changes the first voxel again and again"},
           instead=("pgd",)),
     Entry("OnePixel", "a pixel found by differential evolution", "1710.08864", "probability of the class", norms=(),
           options={"pixels": 1, "steps": 10, "popsize": 10, "inf_batch": 128}, ranks=(2,), access="score", single=True,
-          instead=("apgd-margin",)),
+          instead=("square",)),
     Entry("Pixle", "pixels of a patch copied to random places", "2202.02236", "probability of the class", norms=(),
           options={"x_dimensions": (2, 10), "y_dimensions": (2, 10), "restarts": 20, "max_iterations": 10}, ranks=(2,),
-          square=True, access="score", single=True, instead=("apgd-margin",)),
+          square=True, access="score", single=True, instead=("square",)),
     Entry("VANILA", "no attack", "none", norms=(), instead=("noise",), refused="it returns the images as they came"),
     Entry("TPGD", "steps away from the model's own output", "1901.08573", refused=(
         "it never looks at the reference but moves away from the model's own output, also towards more confidence")),
     Entry("PIFGSMPP", "PIFGSM with blurred gradients", "2012.15503", instead=("mi-fgsm",), refused=(
         "the kernel it blurs gradients with is put together with rows and channels mixed up, so that it is no Gaussian "
         "and another one for each channel")),
-    Entry("MultiAttack", "several attacks in turn", "none", norms=(), instead=("apgd-ce", "apgd-margin"), refused=(
+    Entry("MultiAttack", "several attacks in turn", "none", norms=(), instead=("autoattack", "robust"), refused=(
         "it takes ready attacks instead of a model; run them one by one and keep the worst score of each case")),
-    Entry("LGV", "an attack on models collected while training on", "2207.13129", norms=(), instead=("mi-fgsm",),
+    Entry("LGV", "an attack on models collected while training on", "2207.13129", norms=(), instead=("transfer",),
           refused="it goes on training a copy of the network with a loader, a loss and a range of its own"),
 )  # fmt: skip

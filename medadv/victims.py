@@ -154,7 +154,9 @@ class ModuleVictim:
         with torch.enable_grad():
             output = self._run(leaf)
             values = loss(output)
-            (grad,) = torch.autograd.grad(values.sum(), leaf)
+            (grad,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        if grad is None:  # the output is cut off from the input: no direction, and attacks tell so
+            grad = torch.full_like(leaf, torch.nan, requires_grad=False)
         self.passes.backward += 1
         return output.detach(), values.detach(), grad
 

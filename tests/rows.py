@@ -18,6 +18,8 @@ STEPS = 4
 BUDGETS = {np.inf: "8/255", 2.0: 0.5, 1.0: 3.0}
 # what a row needs to be told about the tiny models, and what makes it fast where fewer steps alone don't
 FAST: dict[str, dict[str, Any]] = {
+    "cw": {"binary_search_steps": 2},
+    "asma": {"targeted": True},
     "one-label": {"label": 1},
     "label-margin": {"label": 1},
     "one-organ": {"label": 1},

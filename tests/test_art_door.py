@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from networks import (
 from medadv import Intensity, Multiclass, Multilabel
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.adapters.art_table import ART_ROWS, ART_TABLE, KINDS, kind_of
-from medadv.attacks import CATALOGUE, create
+from medadv.attacks import create
 from medadv.attacks.catalogue import recipe_of, recipes
 
 EPS = 0.1
@@ -163,16 +164,16 @@ def test_every_class_of_art_is_in_the_table() -> None:
     assert {f"art/{name}" for name in ART_TABLE} | {"deepfool", "hop-skip-jump"} == set(ART_ROWS) <= set(recipes())
 
 
-# named by refusals; other families of the catalogue bring them
-SOON = {"fab", "alma-prox", "square", "square-dice", "simba-dct", "universal", "patch", "deformation", "affine",
-        "autoattack", "robust"}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ART_ROWS)
 def test_rows_are_complete_and_name_attacks_that_are_right(name: str) -> None:
     row, recipe = ART_ROWS[name], recipe_of(name)
-    for refusal in row.refusals:
-        assert refusal.instead and set(refusal.instead) <= set(CATALOGUE) | set(ART_ROWS) | SOON
+    for kind, rank in itertools.product(KINDS, (2, 3)):
+        refusal = row.refusal(kind, rank)
+        if refusal is not None:
+            task = "segmentation" if kind == "segmentation" else "classification"
+            decision = "multilabel" if kind == "multilabel" else "multiclass"
+            right = [recipe_of(other) for other in refusal.instead]
+            assert any(task in r.tasks and decision in r.decisions and rank in r.ranks for r in right), (kind, rank)
     usable = [kind for kind in KINDS if row.ranks_for(kind)]
     assert bool(recipe.tasks) == bool(usable) == bool(recipe.ranks)
     assert recipe.independent != row.universal and recipe.summary and recipe.reference
@@ -189,16 +190,23 @@ def test_rows_are_complete_and_name_attacks_that_are_right(name: str) -> None:
 def test_autoattack_goes_on_to_squares_where_nothing_else_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def few_squares(**options: Any) -> Any:
-        ran.append(evasion.SquareAttack(**{**options, "max_iter": 20, "nb_restarts": 1}))
-        return ran[-1]
+    def shorter(kind: Any, **changes: Any) -> Any:
+        def build(**options: Any) -> Any:
+            ran.append(kind.__name__)
+            return kind(**{**options, **changes})
 
-    monkeypatch.setattr("art.attacks.evasion.auto_attack.SquareAttack", few_squares)
+        return build
+
+    for kind, shortened in {
+        evasion.AutoProjectedGradientDescent: {"max_iter": 3, "nb_random_init": 1},
+        evasion.SquareAttack: {"max_iter": 20, "nb_restarts": 1},
+    }.items():
+        monkeypatch.setattr(f"art.attacks.evasion.auto_attack.{kind.__name__}", shorter(kind, **shortened))
     estimator, x, y = setting("multiclass", 2)
     attack = create("art/AutoAttack", estimator, eps=0.001)
     x_adv = attack.generate(x, y)
     assert_kept(x, x_adv, 0.001)
-    assert (scores(estimator, x_adv, y) == 1).all() and len(ran) > 2
+    assert (scores(estimator, x_adv, y) == 1).all() and ran.count("SquareAttack") > 2
 
 
 # ---- against known answers --------------------------------------------------------------------------------------

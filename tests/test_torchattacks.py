@@ -33,13 +33,13 @@ KINDS = ("four classes", "two classes", "labels", "voxels")
 EVERYWHERE = {"FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "GN"}
 MOMENTUM = {"MIFGSM", "NIFGSM", "SINIFGSM", "VMIFGSM", "VNIFGSM", "UPGD"}
 FLAT_VOXELS = EVERYWHERE | MOMENTUM | {"PGDL2"}
-ANY_RANK = EVERYWHERE | {"FAB", "SPSA", "CW", "DeepFool", "EADL1", "EADEN", "SparseFool", "JSMA"}
+ANY_RANK = EVERYWHERE | {"FAB", "SPSA", "CW", "DeepFool", "EADL1", "EADEN", "SparseFool"}
 TWO_CLASSES = ANY_RANK | FLAT_VOXELS | {
     "DIFGSM", "TIFGSM", "APGD", "Square", "PGDRS", "PGDRSL2", "PIFGSM", "OnePixel", "Pixle",
 }  # fmt: skip
-FOUR_CLASSES = TWO_CLASSES | {"APGDT", "AutoAttack", "Jitter"}
+FOUR_CLASSES = TWO_CLASSES | {"APGDT", "AutoAttack", "Jitter", "JSMA"}
 RIGHT = {
-    "four classes": {2: FOUR_CLASSES, 3: ANY_RANK},
+    "four classes": {2: FOUR_CLASSES, 3: ANY_RANK | {"JSMA"}},
     "two classes": {2: TWO_CLASSES, 3: ANY_RANK},
     "labels": {2: set(), 3: set()},
     "voxels": {2: FLAT_VOXELS, 3: EVERYWHERE},
@@ -620,7 +620,7 @@ def test_models_and_images_it_is_not_right_for_are_refused():
     oblong = MonaiClassifier(BrightnessClassifier((-30.0, 30.0)), (1, 8, 6), decision=Multiclass(2))
     with pytest.raises(ValueError, match="8 x 6 images: it is written for square images"):
         TorchAttack("DIFGSM", oblong, eps=EPS)
-    large = MonaiClassifier(BrightnessClassifier((-30.0, 30.0)), (1, 65, 65), decision=Multiclass(2))
+    large = MonaiClassifier(BrightnessClassifier((-30.0, 30.0, 0.0)), (1, 65, 65), decision=Multiclass(3))
     with pytest.raises(ValueError, match="used on images of 4225 values"):
         TorchAttack("JSMA", large, targeted=True)
     ranges = Intensity((0.0, -2.0), (1.0, 6.0))

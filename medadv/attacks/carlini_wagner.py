@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from medadv.attacks.base import whole_number
 from medadv.attacks.pursuit import Goal, Pursuit
 from medadv.attacks.smallest import MinimumNormAttack, full, number
 
@@ -22,8 +23,11 @@ class CarliniWagner(MinimumNormAttack):
     ``|tanh w| <= .99``: other than with the original's open range, voxels at the very ends of the range (the black
     background of most medical images) start exactly where they are and can still move.
 
-    Options: ``max_iter`` Adam steps for each of ``binary_search_steps`` values of c from ``initial_const``,
-    ``learning_rate`` of Adam in w, ``kappa`` the margin in logits that counts as adversarial.
+    Cases that are not adversarial after this, because ``max_iter`` steps did not come far enough, get a second search
+    with ten times the learning rate, falling linearly.
+
+    Options: ``max_iter`` Adam steps for each of ``binary_search_steps`` values of c, from ``initial_const`` on;
+    ``learning_rate`` in w; ``kappa`` the margin in logits that counts as adversarial.
 
     Example:
         >>> import numpy as np, torch
@@ -47,6 +51,7 @@ class CarliniWagner(MinimumNormAttack):
 
     def _prepare(self) -> None:
         super()._prepare()
+        whole_number("binary_search_steps", self.binary_search_steps, 1)
         number("initial_const", self.initial_const, above=0)
         number("learning_rate", self.learning_rate, above=0)
         number("kappa", self.kappa, least=0)
@@ -56,21 +61,29 @@ class CarliniWagner(MinimumNormAttack):
         return replace(super().goal, confidence=self.kappa)
 
     def _search(self, pursuit: Pursuit) -> None:
+        self._search_const(pursuit, wide=False)
+        rows = pursuit.open
+        if len(rows):
+            part = pursuit.subset(rows)
+            self._search_const(part, wide=True)
+            pursuit.merge(rows, part)
+
+    def _search_const(self, pursuit: Pursuit, *, wide: bool) -> None:
         const, low, high = full(pursuit, self.initial_const), full(pursuit, 0.0), full(pursuit, torch.inf)
         for _ in range(self.binary_search_steps):
-            won = self._descend(pursuit, const)
+            won = self._descend(pursuit, const, wide)
             high = torch.where(won, torch.minimum(high, const), high)
             low = torch.where(won, low, torch.maximum(low, const))
             const = torch.where(high.isfinite(), (low + high) / 2, 10 * const)
 
-    def _descend(self, pursuit: Pursuit, const: Tensor) -> Tensor:
+    def _descend(self, pursuit: Pursuit, const: Tensor, wide: bool) -> Tensor:
         """One run of Adam with c = ``const`` ``(N,)``; which cases were adversarial at some step."""
         domain, batch, margin = pursuit.domain, pursuit.batch, pursuit.goal.margin
         middle, half = (domain.lower + domain.upper) / 2, (domain.upper - domain.lower) / 2
         ratio = (pursuit.x - middle) / half.clamp(min=torch.finfo(half.dtype).tiny)
         w = (REACH * ratio.clamp(-1, 1)).atanh()
         furthest = torch.tensor(REACH, dtype=w.dtype).atanh().item()
-        adam = Adam(w, self.learning_rate)
+        adam = Adam(w)
         won = torch.zeros_like(const, dtype=torch.bool)
 
         def penalty(logits: Tensor) -> Tensor:
@@ -82,7 +95,9 @@ class CarliniWagner(MinimumNormAttack):
             assert look.grad is not None
             won |= look.reached
             slope = half * (1 - w.tanh().square()) / REACH
-            w = adam.step(w, (look.grad + 2 * theta / pursuit.unit**2) * slope).clamp(-furthest, furthest)
+            grad = (look.grad + 2 * theta / pursuit.unit**2) * slope
+            rate = 10 * self.learning_rate * (1 - step / self.max_iter) if wide else self.learning_rate
+            w = adam.step(w, grad, rate).clamp(-furthest, furthest)
         return won
 
 
@@ -91,18 +106,16 @@ class Adam:
 
     Args:
         like: tensor of the shape that is moved.
-        rate: learning rate.
     """
 
-    def __init__(self, like: Tensor, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, like: Tensor) -> None:
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
         self.steps = 0
 
-    def step(self, value: Tensor, grad: Tensor) -> Tensor:
-        """The moved value."""
+    def step(self, value: Tensor, grad: Tensor, rate: float) -> Tensor:
+        """The value moved at a learning rate."""
         self.steps += 1
         self.mean = 0.9 * self.mean + 0.1 * grad
         self.square = 0.999 * self.square + 0.001 * grad.square()
         mean, square = self.mean / (1 - 0.9**self.steps), self.square / (1 - 0.999**self.steps)
-        return value - self.rate * mean / (square.sqrt() + 1e-8)
+        return value - rate * mean / (square.sqrt() + 1e-8)

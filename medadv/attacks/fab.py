@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from medadv.attacks.base import whole_number
 from medadv.attacks.pursuit import Pursuit
 from medadv.attacks.smallest import MinimumNormAttack, full
 from medadv.decisions import Multilabel
@@ -50,6 +51,10 @@ class FAB(MinimumNormAttack):
     overshoot = 1.05  # eta
     way_back = 0.9  # beta
     line_steps = 8
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        whole_number("n_target_classes", self.n_target_classes, 1)
 
     def _search(self, pursuit: Pursuit) -> None:
         rivals = self._rivals(pursuit)

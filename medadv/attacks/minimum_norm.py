@@ -12,7 +12,6 @@ from medadv.attacks.fab import FAB
 from medadv.attacks.framework import FrameworkAttack
 from medadv.attacks.recipes import Recipe
 from medadv.search import Search, SteepestAscent
-from medadv.threats import BALL_KINDS
 
 _IMAGES, _VOXELS = ("classification",), ("segmentation",)
 _FOR_VOXELS = ("alma-prox", "dag")
@@ -25,7 +24,7 @@ def _projected(attack: FrameworkAttack) -> Search:
 ROWS = (
     Recipe("fab", "projections on linearised boundaries", "nearest boundary", None, "fast adaptive boundary",
            "1907.02044", {"max_iter": 100, "n_target_classes": 9}, FAB, tasks=_IMAGES, directed=False, minimal=True,
-           norms=tuple(norm for norm in (np.inf, 2.0, 1.0) if norm in BALL_KINDS), alternatives=_FOR_VOXELS),
+           norms=(np.inf, 2.0, 1.0), alternatives=_FOR_VOXELS),
     Recipe("cw", "smallest L2 change by a penalty on the margin", "L2 norm + margin", None, "Adam, search over c",
            "1608.04644", {"max_iter": 100, "binary_search_steps": 9, "initial_const": 0.1, "learning_rate": 0.01,
                           "kappa": 0.0},

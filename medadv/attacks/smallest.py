@@ -65,7 +65,7 @@ class MinimumNormAttack(CatalogueAttack):
         x_adv = pursuit.found if ball is None else pursuit.within_budget()
         inside = pursuit.domain.contains(x_adv) if ball is None else ball.contains(x_adv)
         details = {"norm": pursuit.size, "reached": pursuit.size.isfinite(), "share": pursuit.share}
-        return Solution(x_adv, inside, pursuit.undirected, pursuit.queries, details)
+        return Solution(x_adv, inside, pursuit.undirected, pursuit.queries, details=details)
 
     def _ball_around(self, batch: Batch) -> LpBall | None:
         if self.budget is None:
