@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["COLUMNS"] = "100"  # width of the commands' help texts
 
-import medadv  # noqa: E402
+import medadv
 
 project = "medadv"
 author = "the medadv authors"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from extension import links, pages, tables
 from sphinx.application import Sphinx
+
+from extension import links, pages, tables
 
 MADE = "generated"
 
@@ -24,10 +25,18 @@ def write_pages(app: Sphinx) -> None:
             file.write_text(text, encoding="utf-8")
 
 
+def readable_defaults(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Defaults that a dataclass makes anew, in a form that Sphinx can read."""
+    return signature and signature.replace("<factory>", "..."), returned
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers everything with Sphinx."""
     app.add_directive("made-table", tables.MadeTable)
     app.add_directive("command-help", tables.CommandHelp)
     app.connect("builder-inited", write_pages)
+    app.connect("autodoc-process-signature", readable_defaults)
     app.connect("missing-reference", links.resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,7 +11,7 @@ from medadv.attacks import Recipe
 
 BUDGETS = {np.inf: "8/255", 2.0: 0.5, 1.0: 3.0}
 # options that say how long an attack goes on, and what is enough for an example
-STEPS = ("max_iter", "steps", "nb_iter", "n_queries", "num_iter_set")
+STEPS = ("max_iter", "max_iterations", "steps", "nb_iter", "n_queries", "num_iter_set", "binary_search_steps")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Model:
         outputs: channels of the network's output.
         diagnosis: code from the logits to a reference.
         other: code of a diagnosis that the attacker could want.
+        network: code of the network; none: convolutions.
     """
 
     variable: str
@@ -33,6 +34,7 @@ class Model:
     outputs: int
     diagnosis: str
     other: str
+    network: tuple[str, ...] = ()
 
 
 MODELS = {
@@ -43,6 +45,11 @@ MODELS = {
                     "np.roll(y, 2, axis=1)"),
     "regions": Model("segmenter", "MonaiSegmenter", "Multilabel(2)", 2, "({0}.predict(x) > 0).astype(int)",
                      "np.roll(y, 2, axis=2)"),
+    "bright voxels": Model("segmenter", "MonaiSegmenter", "Multiclass(2, background=0)", 2, "{0}.predict(x).argmax(1)",
+                           "np.roll(y, 2, axis=1)", (
+        "network = torch.nn.Conv3d(1, 2, 1)  # yours, trained; this one finds voxels above 0.5",
+        "network.weight.data = torch.tensor([-10.0, 10.0]).view(2, 1, 1, 1, 1)",
+        "network.bias.data = torch.tensor([5.0, -5.0])")),
 }  # fmt: skip
 
 
@@ -54,7 +61,7 @@ class Special:
         options: code of parameters, by name; they replace those made from the row.
         before: lines before the attack is made; ``{model}`` stands for the variable of the model.
         after: lines between making and running it.
-        imports: further imports, as lines.
+        imports: imports of the standard library, as lines.
         model: a key of :data:`MODELS`, where the first kind the row is for does not do.
         rank: spatial dimensions, where the greatest the row is for do not do.
         channels: of the images.
@@ -72,15 +79,54 @@ class Special:
 
 
 _SURROGATE = (
-    "own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear({pixels}, 4))  # a network of the attacker's own",
+    "own = copy.deepcopy(network)  # stands for a network that the attacker trained on other data",
+    "for weight in own.parameters():",
+    "    weight.data += 0.05 * torch.randn_like(weight)",
     "surrogate = MonaiClassifier(own, {shape}, decision=Multiclass(4))",
 )
-_TARGETED = {"options": {"targeted": "True"}, "reference": "other"}
+_CLEAN = ("clean = np.random.default_rng(1).random((20, *x.shape[1:]), dtype=np.float32)",)
+_GUIDE = Special({"guide": "x[::-1].copy()", "layer": "1"})
+_QUERIES = Special({"max_iter": "5", "max_eval": "100", "init_eval": "10"})
+_STEEP = Special({"initial_const": "10", "binary_search_steps": "2", "learning_rate": "0.1", "max_iter": "20"})
+_NOISY = Special({"noise_sd": "0.1"})
 
 SPECIAL: dict[str, Special] = {
-    "transfer": Special({"surrogate": "surrogate", "settings": '{"max_iter": 5}'}, before=_SURROGATE),
-    "hfc": Special({"layers": '["0"]'}, after=("attack.fit(x, y)",)),
-    "asma": Special({"targeted": "True", "tau": "1e-3", "beta": "1e-3", "max_iter": "100"}, reference="other"),
+    "transfer": Special(
+        {"surrogate": "surrogate", "settings": '{"max_iter": 5}'}, before=_SURROGATE, imports=("import copy",)
+    ),
+    "hfc": Special({"layers": '["0"]'}, before=_CLEAN, after=("attack.fit(clean, np.arange(20) % 4)",)),
+    "one-label": Special({"label": "0"}),
+    "label-margin": Special({"label": "1"}),
+    "one-organ": Special({"label": "1"}),
+    "erase": Special({"label": "1"}),
+    "threshold-crossed": Special({"label": "1", "threshold_voxels": "100"}),
+    "dag": Special({"max_iter": "50", "gamma": "0.05"}, model="bright voxels"),
+    "alma-prox": Special({"max_iter": "100", "learning_rate": "0.1"}, model="bright voxels"),
+    "asma": Special(
+        {"targeted": "True", "max_iter": "50", "tau": "1e-2", "beta": "1e-2"}, model="bright voxels", reference="other"
+    ),
+    "art/FeatureAdversariesPyTorch": _GUIDE,
+    "art/FeatureAdversariesNumpy": _GUIDE,
+    "art/TargetedUniversalPerturbation": Special({"targeted": "True"}, reference="other"),
+    "art/CarliniL2Method": _STEEP,
+    "art/CarliniL0Method": _STEEP,
+    "art/CarliniLInfMethod": Special({"max_iter": "5", "largest_const": "1"}),
+    "art/ElasticNet": _STEEP,
+    "art/BoundaryAttack": Special({"max_iter": "10", "init_size": "10"}),
+    "art/SignOPTAttack": Special({"max_iter": "2", "num_trial": "5", "query_limit": "200"}),
+    "art/ZooAttack": Special({"learning_rate": "0.1", "initial_const": "10", "nb_parallel": "128"}),
+    "art/ShadowAttack": Special({"nb_steps": "100"}),
+    "art/HopSkipJump": _QUERIES,
+    "hop-skip-jump": _QUERIES,
+    "torchattacks/PGDRS": _NOISY,
+    "torchattacks/PGDRSL2": _NOISY,
+    "torchattacks/GN": Special({"std": "0.05"}),
+    "torchattacks/TIFGSM": Special(channels=3),
+    "torchattacks/PIFGSM": Special(channels=3),
+    "torchattacks/Square": Special({"n_queries": "300"}),
+    "torchattacks/EADL1": Special({"initial_const": "10", "lr": "0.1"}),
+    "torchattacks/EADEN": Special({"initial_const": "10", "lr": "0.1"}),
+    "torchattacks/JSMA": Special({"gamma": "0.02", "targeted": "True"}, reference="other"),
 }
 
 
@@ -93,14 +139,14 @@ def kind_of(row: Recipe) -> str:
 
 
 def example_of(row: Recipe) -> str | None:
-    """The code of an example; None for an attack that is right for no model."""
-    if not row.tasks or not row.decisions:
+    """The code of an example; None for an attack that is refused on every model, as its summary then says."""
+    if row.summary.startswith("refused:"):
         return None
     special = SPECIAL.get(row.name, Special())
     model = MODELS[special.model or kind_of(row)]
-    rank = special.rank or max(row.ranks)
-    shape = (special.channels, *((16, 16) if rank == 2 else (12, 12, 12)))
-    names = {"model": model.variable, "shape": str(shape), "pixels": str(int(np.prod(shape)))}
+    rank = special.rank or (max if model.variable == "segmenter" else min)(row.ranks)
+    shape = (special.channels, *((16, 16) if rank == 2 else (8, 8, 8)))
+    names = {"model": model.variable, "shape": str(shape)}
     options = ", ".join(f"{name}={value}" for name, value in _options(row, special).items())
     lines = [
         *_imports(model, special),
@@ -129,8 +175,9 @@ def _options(row: Recipe, special: Special) -> dict[str, str]:
         chosen["eps"] = repr(BUDGETS[row.norms[0]]).replace("'", '"')
     for name in STEPS:
         value = row.options.get(name)
-        if isinstance(value, int) and not row.minimal:
-            chosen[name] = str(min(value, 5 if row.access == "white-box" else 50))
+        if isinstance(value, int):
+            enough = 3 if name == "binary_search_steps" else 5 if row.access == "white-box" and not row.minimal else 50
+            chosen[name] = str(min(value, enough))
     return {**chosen, **special.options}
 
 
@@ -139,9 +186,8 @@ def _imports(model: Model, special: Special) -> list[str]:
         f"from medadv import {model.decision.partition('(')[0]}",
         f"from medadv.adapters import {model.estimator}",
         "from medadv.attacks import create",
-        *special.imports,
     ]
-    return ["import numpy as np", "import torch", *sorted(own)]
+    return [*special.imports, "import numpy as np", "import torch", *sorted(own)]
 
 
 def _setup(model: Model, rank: int, shape: tuple[int, ...]) -> list[str]:
@@ -151,11 +197,10 @@ def _setup(model: Model, rank: int, shape: tuple[int, ...]) -> list[str]:
         layers.append(f"torch.nn.Conv{rank}d(4, {model.outputs}, 1)")
     else:
         layers += ["torch.nn.Flatten()", f"torch.nn.Linear({4 * int(np.prod(shape[1:]))}, {model.outputs})"]
+    network = ["network = torch.nn.Sequential(  # yours, trained", f"    {', '.join(layers)}", ")"]
     return [
         "torch.manual_seed(0)",
-        "network = torch.nn.Sequential(  # yours, trained",
-        f"    {', '.join(layers)}",
-        ")",
+        *(model.network or network),
         f"{model.variable} = {model.estimator}(network, {shape}, decision={model.decision})",
         f"x = np.random.default_rng(0).random({(2, *shape)}, dtype=np.float32)",
         f"y = {model.diagnosis.format(model.variable)}  # the reference; here what the model finds",

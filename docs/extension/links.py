@@ -1,4 +1,4 @@
-"""Links to Python objects: a name that exists is accepted wherever it was imported from, one that doesn't is a warning."""
+"""Links to Python objects: a name that exists is right wherever it was imported from, one that doesn't is a warning."""
 
 from __future__ import annotations
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from extension.examples import example_of
 
-import medadv
+from extension.examples import example_of
 from medadv.attacks import CatalogueAttack, FrameworkAttack, Recipe, recipes
 from medadv.attacks.catalogue import ENTRY_POINTS, FAMILIES
 from medadv.attacks.recipes import DECISIONS, TASKS
 
+LAYERS = ("medadv", "medadv.adapters", "medadv.benchmarks")
 NORM_NAMES = {np.inf: "L-inf", 2.0: "L2", 1.0: "L1"}
+WHAT_IS_SEEN = {"classification": "images", "segmentation": "voxels"}
 ACCESS_WORDS = {
     "none": "none; it does not look at the model",
     "white-box": "white-box: gradients",
@@ -48,7 +49,8 @@ def _title_and_text(module: ModuleType | None) -> tuple[str, str]:
     title = re.split(r"[:;.](?= |$)", first, maxsplit=1)[0]
     text = rest.partition("Example:")[0].strip()
     beyond = first[len(title) :].strip(":;. ")
-    return _markdown(title), _markdown("\n\n".join(filter(None, [beyond and f"{beyond[0].upper()}{beyond[1:]}.", text])))
+    sentence = f"{beyond[:1].upper()}{beyond[1:]}." if beyond else ""
+    return _markdown(title), _markdown("\n\n".join(filter(None, [sentence, text])))
 
 
 def _markdown(text: str) -> str:
@@ -68,13 +70,18 @@ def family_page(name: str) -> str:
 
 
 def _refused_line(row: Recipe) -> tuple[str, str, str]:
-    return f"`{row.name}`", cell(row.summary.removeprefix("refused: ")), ", ".join(f"`{name}`" for name in row.alternatives)
+    instead = ", ".join(f"`{name}`" for name in row.alternatives)
+    return f"`{row.name}`", cell(row.summary.removeprefix("refused: ")), instead
 
 
 def attack_table(rows: Iterable[Recipe]) -> str:
     """Attacks with links to their sections."""
-    lines = ((f"[{row.name}](#{anchor(row)})", cell(row.summary), ", ".join(row.tasks), row.access) for row in rows)
-    return table(("name", "what it does", "models", "access"), lines)
+    lines = (
+        (f"[{row.name}](#{anchor(row)})", cell(row.summary), ", ".join(WHAT_IS_SEEN[task] for task in row.tasks),
+         row.access.replace("-", "&#8209;"))
+        for row in rows
+    )  # fmt: skip
+    return table(("name", "what it does", "for", "access"), lines)
 
 
 def anchor(row: Recipe) -> str:
@@ -86,7 +93,7 @@ def attack_section(row: Recipe) -> str:
     """All that the catalogue knows of an attack, and its example."""
     facts = {
         "objective": f"`{row.objective}`" if row.attack is None else cell(row.objective),
-        "threat": "; ".join(f"`{kind.name}`: {cell(kind.summary)}" for kind in row.threats) or "bounded by the range alone",
+        "threat": "; ".join(f"`{kind.name}`: {cell(kind.summary)}" for kind in row.threats) or "the range alone",
         "search": row.search_name,
         "access": ACCESS_WORDS[row.access],
         "models": ", ".join(task for task in TASKS if task in row.tasks),
@@ -108,7 +115,10 @@ def attack_section(row: Recipe) -> str:
     ]
     if row.all_options:
         lines = ((f"`{option}`", f"`{shown(value)}`") for option, value in row.all_options.items())
-        parts += ["Options beside the [common ones](#common-options), with their defaults:", table(("option", "default"), lines)]
+        parts += [
+            "Beside the [common options](#common-options) it takes:",
+            table(("option", "default"), lines),
+        ]
     return "\n\n".join([*parts, f"```python\n{example_of(row)}\n```"])
 
 
@@ -158,10 +168,10 @@ def catalogue_page() -> str:
     counted = sum(1 for row in recipes().values() if example_of(row))
     parts = [
         "# The catalogue",
-        f"{counted} attacks. Each is made by {{py:func}}`medadv.attacks.create` under its name, is an ART `EvasionAttack`, "
-        "takes the options listed and no others, and keeps the guarantees of [the concepts](../concepts.md). `medadv "
-        "attacks` prints this table, `medadv attacks --check` runs all of it on tiny models. Every example below runs as "
-        "it stands; the tests run them all.",
+        f"{counted} attacks. Each is made by {{py:func}}`medadv.attacks.create` under its name, is an ART "
+        "`EvasionAttack`, takes the options listed and no others, and keeps the guarantees of "
+        "[the concepts](../../concepts.md). `medadv attacks` prints this table, `medadv attacks --check` runs all of "
+        "it on tiny models. Every example runs as it stands; the tests run them all.",
     ]
     for name, (title, _, rows) in known.items():
         parts += [f"## [{title}]({name}.md)", attack_table(row for row in rows if example_of(row))]
@@ -169,12 +179,14 @@ def catalogue_page() -> str:
     return "\n\n".join([*parts, f"```{{toctree}}\n:hidden:\n\n{tree}\n```"]) + "\n"
 
 
-def modules() -> Iterator[str]:
+def modules() -> list[str]:
     """Names of all modules of medadv, packages before what is in them."""
-    yield medadv.__name__
-    for found in pkgutil.walk_packages(medadv.__path__, "medadv."):
-        if not any(part.startswith("_") for part in found.name.split(".")):
-            yield found.name
+    found = dict.fromkeys(LAYERS)
+    for layer in LAYERS:
+        # the layers may lie in folders of their own, where a walk from the first does not come by
+        walked = pkgutil.walk_packages(import_module(layer).__path__, f"{layer}.")
+        found |= dict.fromkeys(module.name for module in walked)
+    return sorted(name for name in found if not any(part.startswith("_") for part in name.split(".")))
 
 
 def module_page(name: str, below: Iterable[str]) -> str:
@@ -214,7 +226,7 @@ def pages() -> dict[str, str]:
     """All pages that are made, by path below the folder of made pages."""
     made = {"catalogue/index.md": catalogue_page()}
     made |= {f"catalogue/{name}.md": family_page(name) for name in families()}
-    names = list(modules())
+    names = modules()
     for name in names:
         below = [other for other in names if other.rpartition(".")[0] == name]
         made[f"api/{name}.rst"] = module_page(name, below)

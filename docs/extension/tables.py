@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable
 
 from docutils import nodes
-from extension.pages import cell, shown, table
 from sphinx.util.docutils import SphinxDirective
 
+from extension.pages import cell, shown, table
 from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.benchmarks import load_suite, suite_names
 from medadv.benchmarks.cli import parser
+from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
 
@@ -53,8 +54,14 @@ def _first_line(kind: type) -> str:
     return cell((inspect.getdoc(kind) or "").partition("\n\n")[0].replace("``", "`"))
 
 
+def columns() -> str:
+    """Columns of a leaderboard."""
+    return ", ".join(f"`{name}`" for name in COLUMNS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "threats": threats, "objectives": objectives, "suites": suites, "common-options": common_options,
+    "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
+    "common-options": common_options,
 }  # fmt: skip
 
 
