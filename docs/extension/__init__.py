@@ -7,7 +7,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from extension import links, pages, tables
+from extension import links, pages, signatures, tables
 
 MADE = "generated"
 
@@ -25,18 +25,13 @@ def write_pages(app: Sphinx) -> None:
             file.write_text(text, encoding="utf-8")
 
 
-def readable_defaults(
-    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
-) -> tuple[str | None, str | None]:
-    """Defaults that a dataclass makes anew, in a form that Sphinx can read."""
-    return signature and signature.replace("<factory>", "..."), returned
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers everything with Sphinx."""
     app.add_directive("made-table", tables.MadeTable)
     app.add_directive("command-help", tables.CommandHelp)
     app.connect("builder-inited", write_pages)
-    app.connect("autodoc-process-signature", readable_defaults)
+    app.connect("autodoc-before-process-signature", signatures.inherited_types)
+    app.connect("autodoc-process-signature", signatures.readable_defaults)
+    app.connect("autodoc-process-docstring", signatures.no_types_in_text, priority=100)  # before napoleon
     app.connect("missing-reference", links.resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

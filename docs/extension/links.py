@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +35,7 @@ def _reference(
     return make_refnode(app.builder, node["refdoc"], documented.docname, documented.node_id, text, name)
 
 
+@cache
 def locate(dotted: str) -> tuple[Any, str] | None:
     """An object by a name under which it can be reached, and the name under which it was defined."""
     parts = dotted.split(".")

@@ -204,7 +204,7 @@ def module_page(name: str, below: Iterable[str]) -> str:
             lines += [f"   * - :py:{role}:`{public} <{home}>`", f"     - {_first_sentence(getattr(module, public))}"]
     children = [f"   {child}" for child in below]
     if children:
-        lines += ["", ".. toctree::", "   :maxdepth: 1", "", *children]
+        lines += ["", ".. toctree::", "   :titlesonly:", "", *children]
     return "\n".join([*lines, ""])
 
 
@@ -219,6 +219,7 @@ def _home(module: ModuleType, public: str) -> tuple[str, str] | None:
 
 def _first_sentence(thing: Any) -> str:
     text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text)  # links are read from where the text was written
     return re.split(r"(?<=[.;:])(?= )", text, maxsplit=1)[0]
 
 
