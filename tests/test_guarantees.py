@@ -240,8 +240,8 @@ def test_no_case_influences_another(name, kind, norm):
     for i in range(4):
         alone = attack.generate(case.x[i : i + 1], case.y[i : i + 1], ids=[i])
         assert np.allclose(alone[0], whole[i], rtol=0, atol=1e-9)
-    attack.set_params(batch_size=3)
-    assert np.allclose(attack.generate(case.x, case.y), whole, rtol=0, atol=1e-9)
+    parts = attack_on(case, name, norm=norm, batch_size=3)
+    assert np.allclose(parts.generate(case.x, case.y), whole, rtol=0, atol=1e-9)
 
 
 class Poisoned(Net):

@@ -7,11 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from builders import SIDE, setting
+from builders import KINDS, setting
 from monai.losses import TverskyLoss
+from rows import attack_on, fits
 from torch import nn
 
-from medadv.adapters import MonaiClassifier, MonaiSegmenter
+from medadv.adapters import MonaiClassifier
 from medadv.attacks import CATALOGUE, create
 from medadv.decisions import Multiclass
 from medadv.objectives import SoftDice
@@ -217,7 +218,8 @@ CLASS, VOXELS = "class", "voxel-class"
     (CLASS, "pgd", {"keep": "last", "num_random_init": 2}, ValueError, "one end point and can't use several"),
     (CLASS, "pgd", {"keep": "best"}, ValueError, "keep='best' is unknown; choose one of 'score', 'loss', 'last'"),
     (CLASS, "pgd", {"seed": 1.5}, ValueError, "seed=1.5 must be a whole number"),
-    (CLASS, "pgd", {"norm": 1}, ValueError, "norm=1 is not supported; choose numpy.inf or 2"),
+    (CLASS, "pgd", {"norm": 3}, ValueError, "norm=3 is not supported; choose numpy.inf, 2 or 1"),
+    (CLASS, "pgd", {"norm": 1}, ValueError, "attack 'pgd' is for norm inf and 2.0, got 1.0"),
     (CLASS, "pgd", {"eps": -1}, ValueError, "eps=-1 must be finite and not negative"),
     (CLASS, "pgd", {"eps": "10 HU"}, ValueError, "the data have no unit"),
     (CLASS, "pgd", {"eps_step": "1/0"}, ValueError, "no positive denominator"),
@@ -278,8 +280,8 @@ def test_any_monai_loss_serves_as_objective():
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_attacks_have_what_art_asks_of_an_attack(name):
-    estimator = MonaiSegmenter(setting(VOXELS).net, (1, *SIDE[2]), decision=Multiclass(3, background=0))
-    attack = create(name, estimator, eps=0.1)
-    assert attack.estimator is estimator and attack.name == name and attack.targeted is False
+    case = setting(next(kind for kind in (VOXELS, *KINDS) if fits(CATALOGUE[name], kind)))
+    attack = attack_on(case, name)
+    assert attack.estimator is case.estimator and attack.name == name and attack.targeted is (name == "asma")
     for parameter in ("eps", "norm", "batch_size", "keep", "seed", "targeted", "verbose"):
         assert parameter in attack.attack_params and hasattr(attack, parameter)

@@ -61,7 +61,7 @@ class FAB(MinimumNormAttack):
         low, high = pursuit.domain.least / pursuit.unit, pursuit.domain.most / pursuit.unit
         u = torch.zeros_like(pursuit.x)
         for _ in range(self.max_iter):
-            gap, slope = self._nearest_boundary(pursuit, u, rivals)
+            gap, slope = self._nearest_boundary(pursuit, u, rivals, low, high)
             at_origin = gap + (slope * u).flatten(1).sum(1)
             from_here = nearest_on_plane(slope, gap, low - u, high - u, self.norm)
             from_origin = nearest_on_plane(slope, at_origin, low, high, self.norm)
@@ -83,19 +83,26 @@ class FAB(MinimumNormAttack):
         others = logits.masked_fill(self.victim.decision.one_hot(target), -torch.inf)
         return others.topk(min(self.n_target_classes, others.shape[1] - 1), dim=1).indices
 
-    def _nearest_boundary(self, pursuit: Pursuit, u: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin to the nearest boundary and the direction in which it shrinks: ``(N,)`` and like ``u``."""
+    def _nearest_boundary(
+        self, pursuit: Pursuit, u: Tensor, rivals: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The margin to the nearest boundary in the box and the direction in which it shrinks: ``(N,)``, like ``u``."""
+        beyond = case_norm(high - low, self.norm)
         gap, nearest, slope = full(pursuit, 0.0), full(pursuit, torch.inf), torch.zeros_like(u)
         for rival in rivals.unbind(1):
             look = pursuit.differentiate(u * pursuit.unit, partial(self._gap, pursuit, rival))
             assert look.loss is not None and look.grad is not None
-            grad = look.grad * pursuit.unit
-            length = case_norm(grad, DUAL[self.norm])
-            distance = torch.where(length > 0, look.loss.abs().to(u.dtype) / length, torch.inf)
+            grad, value = look.grad * pursuit.unit, look.loss.to(u.dtype)
+            # in the box, where a boundary that is nearer without it may be farther or out of reach
+            step = nearest_on_plane(-grad, value, low - u, high - u, self.norm)
+            met = ((-grad * step).flatten(1).sum(1) - value).abs() <= 1e-3 * value.abs()
+            steps = case_norm(step, self.norm)
+            # what is out of reach comes after all that is not
+            distance = torch.where(met, steps, steps + beyond)
             distance = torch.where(self._counts(pursuit, rival), distance, torch.inf)
             closer = distance < nearest
             nearest = torch.where(closer, distance, nearest)
-            gap = torch.where(closer, look.loss.to(u.dtype), gap)
+            gap = torch.where(closer, value, gap)
             slope = torch.where(per_case(closer, u), -grad, slope)
         return gap, slope
 
