@@ -25,15 +25,31 @@ Detector = Callable[[Any], Tensor]
 LOOKS_AT = ("images", "logits", "features")
 
 
+class _WithDetector:
+    """What both kinds of decisions do with an output ``(N, C + 1)`` whose last channel is the detector's."""
+
+    guarded: ClassVar[bool] = True
+
+    def harden(self, logits: Tensor) -> Tensor:
+        return super().harden(split(logits)[0])  # type: ignore[misc]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return super().probabilities(split(logits)[0])  # type: ignore[misc]
+
+    def score(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """As without the detector where it accepts, 1 where it rejects."""
+        score = super().score(logits, target, valid)  # type: ignore[misc]
+        return torch.where(rejected(split(logits)[1]) & score.isfinite(), torch.ones_like(score), score)
+
+
 @dataclass(frozen=True)
-class GuardedMulticlass(Multiclass):
-    """:class:`~medadv.decisions.Multiclass` of an output ``(N, C + 1)`` whose last channel is the detector's.
+class GuardedMulticlass(_WithDetector, Multiclass):
+    """:class:`~medadv.decisions.Multiclass` behind a detector.
 
     Attributes:
         weight: what a unit of the detector's score weighs in objectives, see :func:`guarded`.
     """
 
-    guarded: ClassVar[bool] = True
     weight: float = 1.0
 
     @property
@@ -41,26 +57,15 @@ class GuardedMulticlass(Multiclass):
         """The decision without the detector."""
         return Multiclass(**_without_weight(self))
 
-    def harden(self, logits: Tensor) -> Tensor:
-        return super().harden(split(logits)[0])
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return super().probabilities(split(logits)[0])
-
-    def score(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """As without the detector where it accepts, 1 where it rejects."""
-        return _human_where_rejected(super().score(logits, target, valid), logits)
-
 
 @dataclass(frozen=True)
-class GuardedMultilabel(Multilabel):
-    """:class:`~medadv.decisions.Multilabel` of an output ``(N, C + 1)`` whose last channel is the detector's.
+class GuardedMultilabel(_WithDetector, Multilabel):
+    """:class:`~medadv.decisions.Multilabel` behind a detector.
 
     Attributes:
         weight: what a unit of the detector's score weighs in objectives, see :func:`guarded`.
     """
 
-    guarded: ClassVar[bool] = True
     weight: float = 1.0
 
     @property
@@ -68,23 +73,9 @@ class GuardedMultilabel(Multilabel):
         """The decision without the detector."""
         return Multilabel(**_without_weight(self))
 
-    def harden(self, logits: Tensor) -> Tensor:
-        return super().harden(split(logits)[0])
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return super().probabilities(split(logits)[0])
-
-    def score(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """As without the detector where it accepts, 1 where it rejects."""
-        return _human_where_rejected(super().score(logits, target, valid), logits)
-
 
 def _without_weight(decision: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(decision).items() if name != "weight"}
-
-
-def _human_where_rejected(score: Tensor, output: Tensor) -> Tensor:
-    return torch.where(rejected(split(output)[1]) & score.isfinite(), torch.ones_like(score), score)
 
 
 class Guarded(WrappedVictim):

@@ -7,6 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
 from builders import setting
 from monai.networks.nets import UNet
 from torch import nn
@@ -451,3 +454,20 @@ def test_apgd_t_reaches_the_class_that_is_nearest_and_not_the_likeliest():
 def test_apgd_t_refuses_to_keep_by_a_loss_that_changes_from_class_to_class():
     with pytest.raises(ValueError, match="keep='loss' does not fit apgd-t"):
         create("apgd-t", setting("class").estimator, eps=0.1, keep="loss")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pgd_from_the_image_equals_that_of_art(dims):
+    case = setting("class", dims, cases=4)
+    options = {"eps": 0.1, "eps_step": 0.03, "max_iter": 6, "num_random_init": 0}
+    ours = create("pgd", case.estimator, keep="last", **options).generate(case.x, case.y)
+    theirs = ProjectedGradientDescentPyTorch(case.estimator, verbose=False, **options).generate(case.x, case.y)
+    assert np.abs(ours - theirs).max() <= 1e-6 and np.abs(ours - case.x).max() > 0.09
+
+
+def test_l2_pgd_equals_that_of_art_where_the_range_is_far():
+    case = setting("class", cases=4, intensity=Intensity(-5.0, 5.0))
+    options = {"eps": 0.6, "eps_step": 0.2, "max_iter": 6, "norm": 2, "num_random_init": 0}
+    ours = create("pgd", case.estimator, keep="last", **options).generate(case.x * 0.1, case.y)
+    theirs = ProjectedGradientDescentPyTorch(case.estimator, verbose=False, **options).generate(case.x * 0.1, case.y)
+    assert np.abs(ours - theirs).max() <= 2e-6 and np.abs(ours - case.x * 0.1).max() > 0.05

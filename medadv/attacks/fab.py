@@ -14,8 +14,6 @@ from medadv.decisions import Multilabel
 from medadv.objectives import margins
 from medadv.threats import case_norm, per_case
 
-DUAL = {torch.inf: 1.0, 2.0: 2.0, 1.0: torch.inf}
-
 
 class FAB(MinimumNormAttack):
     """Fast adaptive boundary attack (arXiv 1907.02044) for L-inf, L2 and L1.
