@@ -37,4 +37,5 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = f"medadv {release}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False

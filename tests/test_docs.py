@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from medadv.attacks import recipes
+from medadv.attacks import CATALOGUE, recipes
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
 
-from extension import examples, links, pages  # noqa: E402
+from extension import examples, links, options, pages, tables  # noqa: E402
 
 ROWS = recipes()
 RUNNING = [name for name, row in ROWS.items() if examples.example_of(row)]
@@ -60,6 +60,18 @@ def test_special_settings_are_of_rows_that_exist(name):
     )
 
 
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_option_is_explained(name):
+    for option in CATALOGUE[name].all_options:
+        assert options.meaning_of(CATALOGUE[name], option), f"say in docs/extension/options.py what {option} is"
+
+
+def test_explanations_are_of_options_that_exist():
+    offered = {(name, option) for name, row in CATALOGUE.items() for option in row.all_options}
+    assert set(options.MEANINGS) <= {option for _, option in offered}
+    assert set(options.OWN) <= offered
+
+
 def test_every_attack_has_a_section_and_refused_ones_a_reason():
     made = pages.pages()
     text = "\n".join(page for path, page in made.items() if path.startswith("catalogue/"))
@@ -82,16 +94,12 @@ def test_every_module_has_a_page_and_stands_in_the_tree():
 
 
 def test_tables_name_what_there_is():
-    from extension import tables
-
     for made, known in ((tables.threats(), THREATS), (tables.objectives(), OBJECTIVES)):
         assert set(re.findall(r"^\| `([\w-]+)`", made, flags=re.MULTILINE)) == set(known)
     assert "--attacks" in tables.help_of("cost") and "bench" in tables.help_of(None)
 
 
 def test_every_command_is_described():
-    from extension import tables
-
     page = (DOCS / "command-line.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\{command-help\} (\w+)", page)) == set(tables.commands())
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from extension.examples import example_of
+from extension.options import meaning_of
 from medadv.attacks import CatalogueAttack, FrameworkAttack, Recipe, recipes
 from medadv.attacks.catalogue import ENTRY_POINTS, FAMILIES
 from medadv.attacks.recipes import DECISIONS, TASKS
@@ -114,12 +115,17 @@ def attack_section(row: Recipe) -> str:
         table(("", ""), ((name, text) for name, text in facts.items() if text)),
     ]
     if row.all_options:
-        lines = ((f"`{option}`", f"`{shown(value)}`") for option, value in row.all_options.items())
-        parts += [
-            "Beside the [common options](#common-options) it takes:",
-            table(("option", "default"), lines),
-        ]
+        parts += ["Beside the [common options](#common-options) it takes:", _options(row)]
     return "\n\n".join([*parts, f"```python\n{example_of(row)}\n```"])
+
+
+def _options(row: Recipe) -> str:
+    lines = [
+        (f"`{option}`", f"`{shown(value)}`", meaning_of(row, option) or "") for option, value in row.all_options.items()
+    ]
+    if any(meaning for _, _, meaning in lines):
+        return table(("option", "default", "what it is"), lines)
+    return table(("option", "default"), (line[:2] for line in lines))
 
 
 def _budget(row: Recipe) -> str:
@@ -202,9 +208,12 @@ def module_page(name: str, below: Iterable[str]) -> str:
         for public in offered:
             role, home = _home(module, public)
             lines += [f"   * - :py:{role}:`{public} <{home}>`", f"     - {_first_sentence(getattr(module, public))}"]
-    children = [f"   {child}" for child in below]
+    children = list(below)
     if children:
-        lines += ["", ".. toctree::", "   :titlesonly:", "", *children]
+        lines += ["", "Modules:", "", ".. list-table::", ""]
+        for child in children:
+            lines += [f"   * - :py:mod:`{child}`", f"     - {_first_sentence(import_module(child))}"]
+        lines += ["", ".. toctree::", "   :hidden:", "   :titlesonly:", "", *(f"   {child}" for child in children)]
     return "\n".join([*lines, ""])
 
 
@@ -220,7 +229,7 @@ def _home(module: ModuleType, public: str) -> tuple[str, str] | None:
 def _first_sentence(thing: Any) -> str:
     text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
     text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text)  # links are read from where the text was written
-    return re.split(r"(?<=[.;:])(?= )", text, maxsplit=1)[0]
+    return re.split(r"(?<=\.)(?= [A-Z])", text, maxsplit=1)[0]
 
 
 def pages() -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_type_hints
 
-from extension.links import locate
 from sphinx.application import Sphinx
+
+from extension.links import locate
 
 
 def readable_defaults(
