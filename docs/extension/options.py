@@ -46,7 +46,7 @@ MEANINGS = {
     "ssim_weight": "weight of the structural similarity to the clean image",
     "statistics": "of clean images, from `medadv.features.fit_statistics`; or call `attack.fit(x, y)`",
     "surrogate": "an estimator of the attacker's own, for the same images and decision",
-    "tau": "size of the first step",
+    "tau": "part of the step that does not depend on the overlap",
     "threshold": "share of the valid voxels that must be as the attacker wants",
     "threshold_ml": "volume in ml at which the decision flips, with `spacing`",
     "threshold_voxels": "volume in voxels at which the decision flips",
