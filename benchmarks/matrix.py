@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ import torch
 from tqdm.auto import tqdm
 
 from medadv.attacks import CatalogueAttack, FrameworkAttack, Recipe, create, recipes
+from medadv.benchmarks.matrix_settings import SETTINGS, Setting
 from medadv.benchmarks.toys import EPS, KINDS, Toy, toy
-from medadv.decisions import Multiclass
-from medadv.features import fit_statistics
 from medadv.search import RandomDraws
 
 CLEARLY = 0.1
@@ -25,63 +24,10 @@ RIGHT, REFUSED, NO_SUCCESS, WRONG, ERROR = "right", "refused", "no success", "wr
 COLUMNS = ("attack", "dims", "model", "verdict", "reason", "clean", "noise", "adversarial", "seconds")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a row is tried on the tiny models.
-
-    Attributes:
-        options: parameters that make it fit for them, or that it can't do without.
-        build: further parameters that are made from the model.
-        unsuccessful: why it runs there without success, where that is as it should be; per kind of model or for all.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    build: Callable[[Toy], dict[str, Any]] = lambda case: {}
-    unsuccessful: str = ""
-
-
 def _steps(row: Recipe) -> dict[str, Any]:
     """Few steps: the break is near."""
     few = {"white-box": 10, "score": 300, "decision": 10}.get(row.access, 10)
     return {"max_iter": few} if "max_iter" in row.all_options else {}
-
-
-def _label(case: Toy) -> dict[str, Any]:
-    return {"label": min(1, case.estimator.decision.channels - 1)}
-
-
-def _half_volume(case: Toy) -> dict[str, Any]:
-    """A threshold that the diagnosis of every case is above."""
-    return {"threshold_voxels": float((case.y > 0).reshape(len(case.y), -1).sum(1).min() / 2)}
-
-
-def _clean_statistics(case: Toy) -> dict[str, Any]:
-    """Statistics of images of every brightness for each class, where the model is one that HFC is for."""
-    decision = case.estimator.decision
-    if not isinstance(decision, Multiclass) or case.estimator.segments:
-        return {}
-    images = np.concatenate([case.x + shift for shift in np.linspace(-0.08, 0.08, 12, dtype=np.float32)])
-    classes = np.arange(len(images)) % decision.num_classes
-    return {"statistics": fit_statistics(case.estimator, images, classes, layers=["mean"])}
-
-
-SETTINGS: dict[str, Setting] = {
-    "deformation": Setting({"eps": 2.5, "control_points": 4, "max_iter": 20}),
-    "affine": Setting({"eps": 0.3, "max_iter": 20, "num_random_init": 1}),
-    "patch": Setting({"eps": 0.2, "max_iter": 20}),
-    "kspace": Setting({"eps": 0.1}),
-    "torchattacks/GN": Setting({"std": EPS / 2}),
-    "torchattacks/PGDRS": Setting({"noise_sd": EPS}),
-    "torchattacks/PGDRSL2": Setting({"noise_sd": EPS}),
-    "torchattacks/OnePixel": Setting(unsuccessful="one pixel moves the mean of this model by less than its margin"),
-    "one-label": Setting(build=_label),
-    "label-margin": Setting(build=_label),
-    "one-organ": Setting({"keep_weight": 0.0}, _label),
-    "erase": Setting({}, _label, "both labels of this model share a logit, so one can't go and leave the other alone"),
-    "threshold-crossed": Setting(build=_half_volume),
-    "transfer": Setting(build=lambda case: {"surrogate": case.estimator}),
-    "hfc": Setting({"max_iter": 20}, build=_clean_statistics),
-}
 
 
 def budget_of(norm: float | None, case: Toy) -> float | None:
