@@ -25,7 +25,7 @@ nitpick_ignore = [("py:class", "types.Annotated")]  # Sphinx's name for fields o
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-toc_object_entries = False  # every page would carry the names of all functions: a third of the time of a build
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False

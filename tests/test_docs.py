@@ -83,14 +83,14 @@ def test_every_attack_has_a_section_and_refused_ones_a_reason():
             assert f"| `{name}` |" in text, name
 
 
-def test_every_module_has_a_page_and_stands_in_the_tree():
+def test_every_module_has_a_page_and_stands_in_that_of_its_package():
     made = pages.pages()
     names = pages.modules()
     assert {"medadv.attacks.base", "medadv.adapters.estimators", "medadv.benchmarks.run"} <= set(names)
     for name in names:
         assert f"automodule:: {name}\n" in made[f"api/{name}.rst"]
         parent = name.rpartition(".")[0]
-        assert not parent or f"\n   {name}\n" in made[f"api/{parent}.rst"]
+        assert not parent or f" * - :py:mod:`{name}`\n" in made[f"api/{parent}.rst"]
 
 
 def test_tables_name_what_there_is():

@@ -201,7 +201,9 @@ def module_page(name: str, below: Iterable[str]) -> str:
     title = f"``{name}``"
     lines = [title, "=" * len(title), "", f".. automodule:: {name}"]
     if not hasattr(module, "__path__"):
-        return "\n".join([*lines, "   :members:", ""])
+        # reached from its package: a sidebar of all modules would be long, and slow to make for every page
+        whole = f"Part of :py:mod:`{name.rpartition('.')[0]}`."
+        return "\n".join([":orphan:", "", *lines[:3], whole, "", lines[3], "   :members:", ""])
     offered = [public for public in getattr(module, "__all__", ()) if _home(module, public)]
     if offered:
         lines += ["", f"Names to import from ``{name}``:", "", ".. list-table::", ""]
@@ -213,7 +215,8 @@ def module_page(name: str, below: Iterable[str]) -> str:
         lines += ["", "Modules:", "", ".. list-table::", ""]
         for child in children:
             lines += [f"   * - :py:mod:`{child}`", f"     - {_first_sentence(import_module(child))}"]
-        lines += ["", ".. toctree::", "   :hidden:", "   :titlesonly:", "", *(f"   {child}" for child in children)]
+        packages = [f"   {child}" for child in children if hasattr(import_module(child), "__path__")]
+        lines += ["", ".. toctree::", "   :hidden:", "   :titlesonly:", "", *packages]
     return "\n".join([*lines, ""])
 
 
