@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ["COLUMNS"] = "100"  # width of the commands' help texts
+os.environ["COLUMNS"] = "90"  # width of the commands' help texts
 
 import medadv
 

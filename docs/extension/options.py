@@ -28,7 +28,7 @@ MEANINGS = {
     "learning_rate": "of Adam, in the variable that keeps the range",
     "lines": '`"all"`, the share of lines to draw per case, or one bool per line',
     "location": '`"random"`, `"center"`, or the index of the first voxel along each axis',
-    "max_iter": "steps of each start",
+    "max_iter": "steps, of each start where there are several",
     "min_voxels": "smaller components do not count as lesions",
     "n_target_classes": "other classes that are looked at, the likeliest first",
     "num_random_init": "starts; 0: one, from the image itself",
