@@ -188,7 +188,7 @@ class DenseEstimator(MonaiEstimator):
     """What multi-label classifiers and segmenters share: ART estimators that are not ART classifiers.
 
     With ``ClassifierMixin`` ART's DeepFool, CarliniL2 and APGD would run on their targets without an error, and
-    wrongly; :meth:`as_classifier` gives those attacks a view that is right.
+    wrongly; their ``as_classifier`` gives those attacks a view that is right.
     """
 
     estimator_params = [*PyTorchEstimator.estimator_params, "input_shape"]

@@ -54,7 +54,7 @@ class Decision(ABC):
 
     @property
     def foreground(self) -> tuple[int, ...]:
-        """Channels that count in a Dice score: ``scored``, else all but the background."""
+        """Channels that count in a Dice score; ``scored``, or all but the background where nothing is said."""
         if self.scored is not None:
             return self.scored
         return tuple(c for c in range(self.channels) if c != self.background)

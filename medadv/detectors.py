@@ -261,7 +261,7 @@ class Evasion:
 
     @property
     def evaded(self) -> np.ndarray:
-        """Where the attack succeeded: wrong and accepted, ``(N,)`` bool."""
+        """Where the attack succeeded, which is wrong and accepted, ``(N,)`` bool."""
         return self.wrong & ~self.rejected
 
 

@@ -35,7 +35,7 @@ def test_the_two_commands_name_environments_that_exist():
     tox.read(ROOT / "tox.ini")
     named = {name for line in commands for name in line.split("tox -e ")[1].split(",")}
     assert len(commands) == 2
-    assert named == {"bench", "py", "lint", "type"}
+    assert named == {"bench", "py", "lint", "type", "docs"}
     assert named - {"py"} <= {section.removeprefix("testenv:") for section in tox.sections()}
 
 

@@ -29,7 +29,8 @@ class Objective(ABC):
 
     Attributes:
         scheduled: True if the value changes with ``progress`` or with the prediction's own weights, so that values of
-            different steps can't be compared; step control then watches a fixed objective (:func:`monitor_of`).
+            different steps can't be compared; step control then watches a fixed objective
+            (:func:`medadv.objectives.monitor_of`).
         voxels_only: True if it compares regions and has no meaning for one diagnosis per image.
         sees_detector: True if it is made for the outputs of a model with a detector (:mod:`medadv.detectors`).
         images_only: True if it has no meaning for one diagnosis per voxel.
@@ -72,7 +73,7 @@ class Objective(ABC):
 
     @property
     def sign(self) -> float:
-        """+1 to leave the reference, -1 to approach the target: the sign of a loss that measures disagreement."""
+        """+1 to leave the reference, -1 to approach the target; the sign of a loss that measures disagreement."""
         return -1.0 if self.targeted else 1.0
 
 

@@ -1,0 +1,100 @@
+"""Directives that put tables and help texts made from the code into pages written by hand."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from extension.pages import cell, shown, table
+from medadv.attacks.recipes import COMMON_OPTIONS
+from medadv.benchmarks import load_suite, suite_names
+from medadv.benchmarks.cli import parser
+from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.objectives import OBJECTIVES
+from medadv.threats import THREATS
+
+
+def threats() -> str:
+    """What the attacker may change."""
+    lines = (
+        (f"`{kind.name}`", cell(kind.summary), "required" if kind.eps is None else f"`{kind.eps}`",
+         ", ".join(f"`{option}={shown(value)}`" for option, value in kind.options.items()),
+         " and ".join(f"{rank}D" for rank in kind.ranks))
+        for kind in THREATS.values()
+    )  # fmt: skip
+    return table(("threat", "what it allows", "eps", "options", "images"), lines)
+
+
+def objectives() -> str:
+    """What the attacker maximises."""
+    lines = ((f"`{name}`", _first_line(kind)) for name, kind in OBJECTIVES.items())
+    return table(("objective", "what it is"), lines)
+
+
+def suites() -> str:
+    """The suites that come with medadv."""
+    lines = []
+    for name in suite_names():
+        suite = load_suite(name)
+        tasks = ", ".join(task.name for task in suite.tasks)
+        lines.append((f"`{name}`", cell(suite.description), tasks, ", ".join(map(str, suite.budgets))))
+    return table(("suite", "what it is", "tasks", "budgets"), lines)
+
+
+def common_options() -> str:
+    """Options that every attack takes."""
+    return ", ".join(f"`{name}`" for name in COMMON_OPTIONS)
+
+
+def _first_line(kind: type) -> str:
+    return cell((inspect.getdoc(kind) or "").partition("\n\n")[0].replace("``", "`"))
+
+
+def columns() -> str:
+    """Columns of a leaderboard."""
+    return ", ".join(f"`{name}`" for name in COLUMNS)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
+    "common-options": common_options,
+}  # fmt: skip
+
+
+class MadeTable(SphinxDirective):
+    """A table by name."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(TABLES[self.arguments[0]]())
+
+
+class CommandHelp(SphinxDirective):
+    """The help of a command; without a name, of the program."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        text = help_of(self.arguments[0] if self.arguments else None)
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def help_of(command: str | None) -> str:
+    """What ``medadv COMMAND --help`` prints."""
+    top = parser()
+    if command is None:
+        return top.format_help()
+    return commands()[command].format_help()
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The commands of the program by name."""
+    for action in parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
