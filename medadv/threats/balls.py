@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -111,38 +112,42 @@ class SummedBall(LpBall):
         return self.radius * (1 - 1e-12)
 
     @abstractmethod
-    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
-        """``v`` brought towards zero, by the share per case that is left of it: all at 1, less and less towards 0."""
+    def _magnitude(self, sizes: Tensor, room: Tensor, share: Tensor) -> Tensor:
+        """Sizes of voxels brought towards zero and cut off at their room; the larger the share, the more is left."""
 
     @abstractmethod
-    def _least_share(self, v: Tensor) -> Tensor:
-        """A share per case, ``(N,)`` float64, that is short enough for the ball."""
+    def _bracket(self, sizes: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+        """A share that is short enough and one that is not too short, ``(N,)`` float64.
+
+        Args:
+            sizes: of the voxels of each case.
+            excess: by how much the case exceeds the radius where nothing is shortened, ``(N,)``.
+        """
 
     def _size(self, v: Tensor) -> Tensor:
-        return case_norm(v.to(torch.float64), self.norm)
+        return torch.linalg.vector_norm(v.flatten(1), ord=self.norm, dim=1, dtype=torch.float64)
 
     def project(self, theta: Tensor) -> Tensor:
-        """The nearest point of ball and box, exactly: ``clip(shrunk(v), l - x, u - x)``, the share by bisection.
+        """The nearest point of ball and box, exactly: voxels brought towards zero and then cut off at the box.
 
         Clipping after scaling would give a point of both that is not the nearest.
         """
         low, high = self.least / self.weights, self.most / self.weights
         v = theta / self.weights
         inside = v.clamp(low, high)
-        far = self._size(inside) > self._reached
+        excess = self._size(inside) - self._reached
+        far = excess > 0
         if not bool(far.any()):
             return inside * self.weights
         rows = far.nonzero()[:, 0]
-        v, low, high = v[rows], low[rows], high[rows]
-        short = self._least_share(v)
-        long = torch.ones_like(short)
-        for _ in range(50):
-            middle = (short + long) / 2
-            fits = self._size(self._shrunk(v, middle).clamp(low, high)) <= self._reached
-            short, long = torch.where(fits, middle, short), torch.where(fits, long, middle)
-            if bool((long - short <= torch.finfo(v.dtype).eps * short).all()):
-                break
-        return inside.index_copy(0, rows, self._shrunk(v, short).clamp(low, high)) * self.weights
+        v = v[rows]
+        sizes, room = v.abs(), torch.where(v > 0, high[rows], -low[rows])
+        share = largest_share(
+            lambda share: self._size(self._magnitude(sizes, room, share)) - self._reached,
+            *self._bracket(sizes, excess[rows]),
+            tolerance=4 * torch.finfo(v.dtype).eps * self._reached,
+        )
+        return inside.index_copy(0, rows, v.sign() * self._magnitude(sizes, room, share)) * self.weights
 
     def apply(self, theta: Tensor) -> Tensor:
         """As for every ball; a step of rounding that left the ball is taken back by shrinking the perturbation."""
@@ -175,11 +180,12 @@ class L2Ball(SummedBall):
 
     norm = 2.0
 
-    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
-        return v * per_case(share.to(v.dtype), v)
+    def _magnitude(self, sizes: Tensor, room: Tensor, share: Tensor) -> Tensor:
+        return torch.minimum(sizes * per_case(share.to(sizes.dtype), sizes), room)
 
-    def _least_share(self, v: Tensor) -> Tensor:
-        return (self._reached / self._size(v)).clamp(max=1.0)
+    def _bracket(self, sizes: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+        short = (self._reached / self._size(sizes)).clamp(max=1.0)
+        return short, torch.ones_like(short)
 
     def start(self, random: CaseRandom | None) -> Tensor:
         if random is None:
@@ -202,14 +208,13 @@ class L1Ball(SummedBall):
 
     norm = 1.0
 
-    def _shrunk(self, v: Tensor, share: Tensor) -> Tensor:
-        # in float64: the threshold's rounding error counts once for every voxel
-        wide = v.to(torch.float64)
-        threshold = (1 - share) * wide.abs().flatten(1).amax(1)
-        return (wide.sign() * (wide.abs() - per_case(threshold, wide)).clamp(min=0)).to(v.dtype)
+    def _magnitude(self, sizes: Tensor, room: Tensor, share: Tensor) -> Tensor:
+        # the share is minus the threshold that every voxel loses
+        return torch.minimum((sizes + per_case(share.to(sizes.dtype), sizes)).clamp(min=0), room)
 
-    def _least_share(self, v: Tensor) -> Tensor:
-        return torch.zeros(len(v), dtype=torch.float64, device=v.device)
+    def _bracket(self, sizes: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+        # to lose the excess every voxel has to lose its part of it at least
+        return -sizes.flatten(1).amax(1).to(torch.float64), -excess / sizes[0].numel()
 
     def start(self, random: CaseRandom | None) -> Tensor:
         if random is None:
@@ -226,17 +231,56 @@ class L1Ball(SummedBall):
             theta: perturbation.
             grad: gradient to it.
             step: size of the step in this norm, ``(N,)`` or one.
-            moved: how many voxels move, ``(N,)`` int64; default: one, which is steepest ascent.
+            moved: how many voxels move, ``(N,)`` int64 (more where gradients are equal); default: one, which is
+                steepest ascent.
         """
         scaled = (grad * self.weights).flatten(1)
-        count = torch.ones_like(scaled[:, 0], dtype=torch.int64) if moved is None else moved
-        order = scaled.abs().argsort(1, descending=True)
-        chosen = torch.zeros_like(scaled).scatter(
-            1, order, (torch.arange(scaled.shape[1], device=grad.device) < count[:, None]).to(scaled.dtype)
-        )
-        direction = scaled.sign() * chosen
+        sizes, voxels = scaled.abs(), scaled.shape[1]
+        counts = [1] * len(grad) if moved is None else moved.tolist()
+        # by selection: sorting all voxels would take a good part of a pass through a network
+        least = torch.stack([case.kthvalue(voxels - count + 1).values for case, count in zip(sizes, counts)])
+        direction = scaled.sign() * (sizes >= least[:, None])
         direction = (direction / direction.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad)
         return theta + per_case(step, theta) * direction * self.weights
+
+
+def largest_share(
+    excess: Callable[[Tensor], Tensor], short: Tensor, long: Tensor, *, tolerance: float, rounds: int = 60
+) -> Tensor:
+    """The largest share with no excess, per case: by false position (Illinois), every third round by halves.
+
+    Args:
+        excess: share ``(N,)`` -> by how much it is too much ``(N,)``, growing.
+        short: shares without excess, ``(N,)`` float64.
+        long: shares with one, or with none to gain.
+        tolerance: a share that falls short of no excess by less is near enough.
+        rounds: at most so many evaluations.
+
+    Returns:
+        ``(N,)``; never one with an excess.
+
+    Example:
+        >>> import torch
+        >>> zero, four = torch.zeros(1, dtype=torch.float64), torch.full((1,), 4.0, dtype=torch.float64)
+        >>> largest_share(lambda s: s.square() - 2, zero, four, tolerance=1e-12).round(decimals=6)
+        tensor([1.4142], dtype=torch.float64)
+    """
+    left, right = excess(short), excess(long)
+    missing = -left
+    for number in range(rounds):
+        if bool(((missing <= tolerance) | (long - short <= torch.finfo(short.dtype).eps * short.abs())).all()):
+            break
+        middle = (short + long) / 2
+        if number % 3 < 2:
+            chord = (short * right - long * left) / (right - left)
+            middle = torch.where((chord > short) & (chord < long), chord, middle)
+        seen = excess(middle)
+        fits = seen <= 0
+        # the end that stays counts half, so that both ends move
+        left, right = torch.where(fits, seen, left / 2), torch.where(fits, right / 2, seen)
+        short, long = torch.where(fits, middle, short), torch.where(fits, long, middle)
+        missing = torch.where(fits, -seen, missing)
+    return short
 
 
 def _not_further(x: Tensor, reach: Tensor, sign: int) -> Tensor:
