@@ -47,13 +47,14 @@ def plain_passes(network: nn.Module, x: Tensor, y: Tensor, *, forward: int, back
                 torch.autograd.grad(nn.functional.cross_entropy(output, y), leaf)
 
 
-def cost_of(subject: Subject, name: str, runs: int = 5) -> dict[str, Any]:
+def cost_of(subject: Subject, name: str, runs: int = 5, norm: float | None = None) -> dict[str, Any]:
     """Times one attack and the same number of plain passes in turn.
 
     Args:
         subject: the network and its input.
         name: an attack of the catalogue that needs no more than a budget.
         runs: interleaved pairs.
+        norm: default: the attack's first.
 
     Returns:
         The passes of one run, the median ratio and its 95 % interval.
@@ -68,7 +69,7 @@ def cost_of(subject: Subject, name: str, runs: int = 5) -> dict[str, Any]:
     y = torch.from_numpy(rng.integers(0, 2, (subject.batch, *spatial)))
     if not subject.segments:  # a wrong diagnosis would end score-based attacks and ensembles at once
         y = torch.from_numpy(estimator.predict(x.numpy())).argmax(1)
-    attack = _attack(name, estimator, subject)
+    attack = _attack(name, estimator, subject, norm)
     network: Callable[..., Any] = estimator.network
     times = np.zeros((runs + 1, 2))
     for run in range(runs + 1):  # the first is the warm-up
@@ -82,7 +83,7 @@ def cost_of(subject: Subject, name: str, runs: int = 5) -> dict[str, Any]:
     ratios = times[1:, 0] / times[1:, 1]
     low, high = median_interval(ratios)
     return {
-        "network": subject.name, "attack": name, "access": attack.recipe.access,
+        "network": subject.name, "attack": name, "norm": attack.norm, "access": attack.recipe.access,
         "bar": {True: 1.1 if attack.recipe.access == "score" else 1.05}.get(measured(attack.recipe), np.nan),
         "forward_passes": attack.passes.forward, "backward_passes": attack.passes.backward,
         "seconds": float(np.median(times[1:, 0])),
@@ -90,20 +91,26 @@ def cost_of(subject: Subject, name: str, runs: int = 5) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attack(name: str, estimator: Any, subject: Subject) -> CatalogueAttack:
+def _attack(name: str, estimator: Any, subject: Subject, norm: float | None) -> CatalogueAttack:
     row = recipes()[name]
     steps = QUERIES if row.access in ("score", "decision") else STEPS
-    options = {option: steps for option in _STEP_OPTIONS if option in row.all_options}
-    eps = (
-        None if not row.norms else EPS if row.norms[0] == np.inf else EPS * np.prod(subject.shape) ** (1 / row.norms[0])
-    )
-    return create(name, estimator, eps=eps, batch_size=subject.batch, **options)
+    options: dict[str, Any] = {option: steps for option in _STEP_OPTIONS if option in row.all_options}
+    if row.norms:
+        options["norm"] = norm or row.norms[0]
+        # a summed norm gets the size of EPS in every voxel
+        options["eps"] = EPS * float(np.prod(subject.shape)) ** (1 / options["norm"])
+    return create(name, estimator, batch_size=subject.batch, **options)
 
 
 def measured(row: Recipe) -> bool:
     """Rows with a bar on their cost: gradient attacks in balls, and score-based attacks."""
     factors = row.attack is None and row.access == "white-box" and row.threat is None
     return factors or row.access == "score"
+
+
+def _norms_of(row: Recipe) -> tuple[float | None, ...]:
+    """What is timed of a row: every norm of those with a bar, else the first."""
+    return (row.norms if measured(row) else row.norms[:1]) or (None,)
 
 
 def attack_costs(
@@ -122,16 +129,17 @@ def attack_costs(
         seconds; ``note`` says why an attack was not timed.
     """
     chosen = [name for name in recipes() if "/" not in name] if names is None else list(names)
-    chosen = [each for name in chosen for each in (name, *PEERS.get(name, ()))]
+    named = [each for name in chosen for each in (name, *PEERS.get(name, ()))]
+    planned = [(name, norm) for name in named for norm in _norms_of(recipes()[name])]
     rows = []
-    with tqdm(total=len(chosen) * len(subjects), disable=not (progress and sys.stderr.isatty())) as bar:
+    with tqdm(total=len(planned) * len(subjects), disable=not (progress and sys.stderr.isatty())) as bar:
         for subject in subjects:
-            for name in chosen:
+            for name, norm in planned:
                 bar.set_postfix_str(f"{subject.name} {name}")
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     try:
-                        rows.append(cost_of(subject, name, runs))
+                        rows.append(cost_of(subject, name, runs, norm))
                     except (ValueError, TypeError, KeyError) as refusal:
                         rows.append({"network": subject.name, "attack": name, "note": f"not timed: {refusal}"})
                 bar.update()
