@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from medadv.attacks.framework import FrameworkAttack
+from medadv.attacks.framework import FrameworkAttack, auto_pgd
 from medadv.attacks.recipes import Recipe
 from medadv.image_terms import StructuralSimilarity
 from medadv.objectives import AUTO
 from medadv.problem import ImageTerm
-from medadv.search import AutoPGD, RandomDraws, Search, SteepestAscent
+from medadv.search import RandomDraws, Search, SteepestAscent
 
 
 def _steps(attack: FrameworkAttack) -> Search:
     return SteepestAscent(attack.max_iter, attack.num_random_init, attack.seed, attack.step_size)
-
-
-def _auto(attack: FrameworkAttack) -> Search:
-    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
 
 
 def _draws(attack: FrameworkAttack) -> Search:
@@ -31,7 +27,7 @@ def _similarity(attack: Any) -> tuple[ImageTerm, ...]:
 
 def _search(name: str, summary: str, reference: str, **changes: Any) -> Recipe:
     # few parameters have a sharp optimum, which steps of one size step over
-    settings: dict[str, Any] = {"search": _auto, "search_name": "auto-pgd",
+    settings: dict[str, Any] = {"search": auto_pgd, "search_name": "auto-pgd",
                                 "options": {"max_iter": 20, "num_random_init": 1}, **changes}  # fmt: skip
     return Recipe(name, summary, AUTO, reference=reference, norms=(), threat=name, fixed_objective=False, **settings)
 

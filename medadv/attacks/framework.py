@@ -8,7 +8,7 @@ from medadv.attacks.base import Batch, CatalogueAttack, Solution
 from medadv.intensities import Budget
 from medadv.objectives import Objective, by_task, make_objective
 from medadv.problem import Problem
-from medadv.search import Search
+from medadv.search import AutoPGD, Search
 from medadv.threats import CaseRandom, Threat
 
 
@@ -105,3 +105,8 @@ def solution_of(problem: Problem) -> Solution:
     theta = best.x - problem.threat.x if best.theta is None else best.theta
     reference = problem.threat.apply_target(theta, problem.target, problem.valid)
     return Solution(best.x, inside, problem.undirected, problem.queries, reference=reference)
+
+
+def auto_pgd(attack: FrameworkAttack) -> Search:
+    """Auto-PGD with the steps, starts and seed of an attack: what most rows of the catalogue search with."""
+    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)

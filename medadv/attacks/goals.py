@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from medadv.attacks.base import Batch, Solution
-from medadv.attacks.framework import FrameworkAttack, solution_of
+from medadv.attacks.framework import FrameworkAttack, auto_pgd, solution_of
 from medadv.attacks.recipes import Recipe
 from medadv.decisions import Multiclass
 from medadv.objectives import Objective, arguments_of, make_objective
 from medadv.objectives.labels import one_channel
-from medadv.search import AutoPGD, Search
 from medadv.targets import erase
 
 
@@ -81,21 +80,17 @@ class EraseAttack(FrameworkAttack):
         return replace(solution_of(problem), reference=None)
 
 
-def _auto(attack: Any) -> Search:
-    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
-
-
 _SEARCH = {"max_iter": 100, "num_random_init": 1}
 
 
 def _labels(name: str, summary: str, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {"attack": GoalAttack, "options": _SEARCH, **changes}
-    return Recipe(name, summary, name, _auto, "auto-pgd", "medadv", tasks=("classification",),
+    return Recipe(name, summary, name, auto_pgd, "auto-pgd", "medadv", tasks=("classification",),
                   decisions=("multilabel",), alternatives=("apgd-margin",), **settings)  # fmt: skip
 
 
 def _voxels(name: str, summary: str, *, attack: Any = GoalAttack, objective: str | None = None, **own: Any) -> Recipe:
-    return Recipe(name, summary, objective or name, _auto, "auto-pgd", "medadv", {**own, **_SEARCH}, attack=attack,
+    return Recipe(name, summary, objective or name, auto_pgd, "auto-pgd", "medadv", {**own, **_SEARCH}, attack=attack,
                   tasks=("segmentation",), directed=False, alternatives=("apgd-margin",))  # fmt: skip
 
 
@@ -105,7 +100,7 @@ ROWS = (
     _labels("label-share", "as many labels wrong as possible, by the sum of margins"),
     _labels("one-label", "one finding added or removed", directed=False,
             options={"label": None, "goal": "add", "keep_weight": 0.0, **_SEARCH}),
-    Recipe("label-margin", "the smallest signed margin of one label, beyond the boundary too", "label-margin", _auto,
+    Recipe("label-margin", "the smallest signed margin of one label, beyond the boundary too", "label-margin", auto_pgd,
            "auto-pgd", "medadv", {"label": None, **_SEARCH}, attack=GoalAttack, tasks=("classification",)),
     _voxels("one-organ", "one organ spoiled, the others left alone", label=None, keep_weight=1.0),
     _voxels("erase", "one structure erased, filled with what comes next", attack=EraseAttack,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medadv.attacks.framework import FrameworkAttack
+from medadv.attacks.framework import FrameworkAttack, auto_pgd
 from medadv.attacks.recipes import Recipe
 from medadv.search import AutoPGD, AutoPGDL1, RandomDraws, Search, SteepestAscent
 
@@ -46,10 +46,6 @@ def _share(name: str, value: Any) -> float:
     return float(value)
 
 
-def _auto(attack: FrameworkAttack) -> Search:
-    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
-
-
 def _auto_l1(attack: FrameworkAttack) -> Search:
     return AutoPGDL1(attack.max_iter, attack.num_random_init, attack.seed)
 
@@ -65,7 +61,7 @@ def _pgd(name: str, summary: str, objective: str, reference: str, **changes: Any
 
 
 def _apgd(name: str, summary: str, objective: str, reference: str = "2003.01690", **changes: Any) -> Recipe:
-    return Recipe(name, summary, objective, _auto, "auto-pgd", reference, options=_APGD, **changes)
+    return Recipe(name, summary, objective, auto_pgd, "auto-pgd", reference, options=_APGD, **changes)
 
 
 ROWS = (

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from medadv.attacks.base import Batch, Solution, whole_number
-from medadv.attacks.framework import FrameworkAttack, solution_of
+from medadv.attacks.framework import FrameworkAttack, auto_pgd, solution_of
 from medadv.attacks.recipes import Recipe
 from medadv.decisions import Decision
 from medadv.objectives import DLR, Margin, Objective
 from medadv.problem import Best
-from medadv.search import AutoPGD
 
 
 class TowardsClass(Objective):
@@ -81,12 +80,8 @@ class MultiTargeted(FrameworkAttack):
         return Solution(solution.x, solution.inside, undirected, queries)
 
 
-def _search(attack: FrameworkAttack) -> AutoPGD:
-    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
-
-
 ROWS = (
-    Recipe("apgd-t", "auto-pgd towards each of the likeliest wrong classes", "dlr", _search, "auto-pgd", "2003.01690",
+    Recipe("apgd-t", "auto-pgd towards each of the likeliest wrong classes", "dlr", auto_pgd, "auto-pgd", "2003.01690",
            {"max_iter": 100, "num_random_init": 1, "n_target_classes": 9}, attack=MultiTargeted,
            tasks=("classification",), decisions=("multiclass",), directed=False,
            alternatives=("apgd-margin", "apgd-ce")),

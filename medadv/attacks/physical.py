@@ -27,18 +27,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from medadv.attacks.framework import FrameworkAttack
+from medadv.attacks.framework import auto_pgd
 from medadv.attacks.recipes import Recipe
-from medadv.search import AutoPGD, Search
-
-
-def _auto(attack: FrameworkAttack) -> Search:
-    return AutoPGD(attack.max_iter, attack.num_random_init, attack.seed)
 
 
 def _physical(name: str, summary: str, reference: str, *, max_iter: int = 40, restarts: int = 1) -> Recipe:
     options: dict[str, Any] = {"max_iter": max_iter, "num_random_init": restarts}
-    return Recipe(name, summary, "auto", _auto, "auto-pgd", reference, options, norms=(), threat=name,
+    return Recipe(name, summary, "auto", auto_pgd, "auto-pgd", reference, options, norms=(), threat=name,
                   fixed_objective=False)  # fmt: skip
 
 
