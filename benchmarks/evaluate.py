@@ -60,6 +60,7 @@ class Outcome:
         linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
         diagnosis: the model's output.
         endpoints: rows of :class:`EndpointTable`.
+        unit: of ``eps``; None: that of the images.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
     """
@@ -80,6 +81,7 @@ class Outcome:
     queries: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seconds: float = 0.0
     reference: tuple[Tensor, Tensor] | None = None
+    unit: str | None = None
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
 
@@ -221,6 +223,7 @@ class Evaluator:
             threat="none" if kind is None else kind.name,
             settings=settings,
             eps=np.nan if budget is None else budget.eps,
+            unit=None if budget is None else budget.unit,
             fraction=np.nan if budget is None else budget.fraction,
             queries=attack.queries,
             passes=attack.passes,
@@ -261,6 +264,7 @@ class Evaluator:
             threat=first.threat,
             settings={**settings, "keep": "score"},
             eps=first.eps,
+            unit=first.unit,
             fraction=first.fraction,
             scores=pick("scores"),
             linf=pick("linf"),

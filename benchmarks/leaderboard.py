@@ -154,6 +154,7 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
         "attack": outcome.attack, "access": outcome.access, "threat": outcome.threat, "region": "all",
         "targeted": False,
         "eps": outcome.eps, "eps_fraction": outcome.fraction, **outcome.settings,
+        "unit": (evaluation.data.intensity.unit if outcome.unit is None else outcome.unit) or "1",
         "clean": _mean(clean.scores), "adversarial": _mean(outcome.scores),
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
         "success_rate": success, "success_rule": rule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,15 @@ def test_moved_anatomy_is_scored_against_its_moved_reference(dims):
     found = outcome.endpoints[outcome.endpoints.endpoint == "lesion_sensitivity:disc"]
     assert (found.adversarial == 1).all()
     assert torch.equal(evaluator.worst_case([outcome]).reference[0], target)
+
+
+def test_a_budget_that_is_no_grey_value_is_not_given_the_unit_of_the_image():
+    data = replace(segmentation(2, 2), intensity=Intensity(0, 1, unit="HU"))
+    estimator = MonaiSegmenter(Threshold(), (1, 16, 16), decision=data.decision, intensity=data.intensity)
+    frame = evaluate(estimator, data, ["fgsm", ("deformation", {"eps": 0.5, "max_iter": 1})], [0.1]).frame
+    units = frame.groupby("threat").unit.agg(set).to_dict()
+    assert units["linf"] == {"HU"} and units["none"] == {"HU"}
+    assert units["deformation"].isdisjoint({"HU"})
 
 
 def test_threats_that_are_no_balls_run_once_at_their_own_budget():
