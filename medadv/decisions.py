@@ -243,6 +243,8 @@ class Multiclass(Decision):
         return 1
 
     def harden(self, logits: Tensor) -> Tensor:
+        if self.num_classes == 2:
+            return (logits[:, 1] > logits[:, 0]).to(torch.int64)
         return logits.max(1).indices  # on a CPU many times faster than argmax along the channels
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medadv.problem import Problem
 from medadv.search.base import Search
-from medadv.threats import CaseRandom, Threat, per_case
+from medadv.threats import CaseRandom, Threat, chosen
 
 
 class AutoPGDState:
@@ -45,8 +45,8 @@ class AutoPGDState:
         self.theta, self.loss, self.grad = theta, loss, grad
         better = loss > self.best_loss
         self.best_loss = torch.where(better, loss, self.best_loss)
-        self.best_theta = torch.where(per_case(better, theta), theta, self.best_theta)
-        self.best_grad = torch.where(per_case(better, grad), grad, self.best_grad)
+        self.best_theta = chosen(better, theta, self.best_theta)
+        self.best_grad = chosen(better, grad, self.best_grad)
         if step in self.marks:
             self._look_back(step)
 
@@ -56,8 +56,8 @@ class AutoPGDState:
         halve = stalled | stuck
         self.step_at_mark, self.best_at_mark = self.step_size, self.best_loss
         self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
-        self.theta = torch.where(per_case(halve, self.theta), self.best_theta, self.theta)
-        self.grad = torch.where(per_case(halve, self.grad), self.best_grad, self.grad)
+        self.theta = chosen(halve, self.best_theta, self.theta)
+        self.grad = chosen(halve, self.best_grad, self.grad)
         self.increases = torch.zeros_like(self.increases)
         self.last_mark = step
 

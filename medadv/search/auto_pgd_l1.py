@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medadv.search.auto_pgd import AutoPGD, AutoPGDState
-from medadv.threats import L1Ball, Threat, per_case
+from medadv.threats import L1Ball, Threat, chosen
 
 
 class SparseState(AutoPGDState):
@@ -41,8 +41,8 @@ class SparseState(AutoPGDState):
         sparser = changed < self.settled * self.changed
         smaller = (self.step_size / self.slower).clamp(min=self.least_step * self.full_step)
         self.step_size = torch.where(sparser, self.full_step, smaller)
-        self.theta = torch.where(per_case(sparser, self.theta), self.best_theta, self.theta)
-        self.grad = torch.where(per_case(sparser, self.grad), self.best_grad, self.grad)
+        self.theta = chosen(sparser, self.best_theta, self.theta)
+        self.grad = chosen(sparser, self.best_grad, self.grad)
         self.moved = (changed / self.fewer).long().clamp(min=1)
         self.changed = changed
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medadv.search.random_search import RandomSearch, Walk
 from medadv.search.windows import Region, alike, low_frequencies_first
-from medadv.threats import CaseRandom, L2Ball, LpBall, case_norm, per_case
+from medadv.threats import CaseRandom, L2Ball, LpBall, case_norm, chosen, per_case
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class SimBAWalk(Walk):
         return (wave / per_case(case_norm(wave, self.threat.norm), wave)).to(self.theta)
 
     def settle(self, better: Tensor) -> None:
-        self.theta = torch.where(per_case(better, self.theta), self._proposal, self.theta)
+        self.theta = chosen(better, self._proposal, self.theta)
         onward = better.cpu() | self.down
         self.at = self.at + onward
         self.down = ~onward

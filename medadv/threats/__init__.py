@@ -5,7 +5,7 @@ intensity range, storage grid and region mask live there, so every image that le
 """
 
 from medadv.threats.balls import BALLS, L1Ball, L2Ball, LInfBall, LpBall
-from medadv.threats.base import CaseRandom, Threat, case_norm, per_case
+from medadv.threats.base import CaseRandom, Threat, case_norm, chosen, per_case
 from medadv.threats.frequency import DCTQuantisation
 from medadv.threats.geometry import Affine, Deformation
 from medadv.threats.intensity_fields import BiasField, IntensityCurve
@@ -37,5 +37,6 @@ __all__ = [
     "Threat",
     "ThreatKind",
     "case_norm",
+    "chosen",
     "per_case",
 ]

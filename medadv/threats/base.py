@@ -60,6 +60,13 @@ def per_case(values: Tensor | float, like: Tensor) -> Tensor:
     return given.view(-1, *[1] * (like.ndim - 1))
 
 
+def chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` for the cases ``rows`` ``(N,)``, ``old`` for the others; no copy where it is all or none."""
+    if bool(rows.all()):
+        return new
+    return torch.where(per_case(rows, new), new, old) if bool(rows.any()) else old
+
+
 def case_norm(values: Tensor, order: float = 2) -> Tensor:
     """Vector norm of each case: ``(N, ...) -> (N,)``."""
     return torch.linalg.vector_norm(values.flatten(1), ord=order, dim=1)
