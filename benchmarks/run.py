@@ -171,7 +171,7 @@ class _Run:
                 description=f"train {label}",
                 **settings,
             )
-            self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history]
+            self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history.loss]
         self.board.meta["weights"][label] = weights_sha256(estimator.network)
         write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
         return estimator

@@ -16,7 +16,8 @@ from medadv.adapters import MonaiClassifier
 from medadv.attacks import CATALOGUE, create
 from medadv.decisions import Multiclass
 from medadv.objectives import SoftDice
-from medadv.training import RECIPES, AdversarialTraining, train
+from medadv.training import NATURAL, RECIPES, AdversarialTraining, Recipe, train
+from medadv.training.base import batch_of
 
 
 def toy(n=200):
@@ -43,7 +44,7 @@ def accuracy(estimator, x, y):
 def test_training_lowers_its_loss(recipe):
     x, y = toy()
     history = train(toy_model(), torch.from_numpy(x), y, recipe=recipe, epochs=8, seed=0, learning_rate=1e-2)
-    assert len(history) == 8 and history[-1] < 0.85 * history[0]
+    assert len(history.loss) == 8 and history.loss[-1] < 0.85 * history.loss[0]
 
 
 def test_adversarial_training_is_more_robust_than_natural():
@@ -57,26 +58,39 @@ def test_adversarial_training_is_more_robust_than_natural():
     assert robust["pgd-at"] > robust["natural"] + 0.2
 
 
+class Watched(Recipe):
+    """Natural training that hands every batch to a function first."""
+
+    def __init__(self, look, recipe=NATURAL):
+        self.look, self.recipe = look, recipe
+
+    def step(self, preparation):
+        step = self.recipe.step(preparation)
+        craft = step.craft
+
+        def watched(batch):
+            crafted = craft(batch)
+            self.look(batch, crafted)
+            return crafted
+
+        step.craft = watched
+        return step
+
+
 @pytest.mark.parametrize("kind", ["voxel-class", "class"])
 def test_the_attack_runs_on_inference_statistics_and_the_update_on_the_crafted_batch(kind):
     case = setting(kind, cases=4)
-    twin = copy.deepcopy(case.estimator)
+    twin, untouched = copy.deepcopy(case.estimator), copy.deepcopy(case.net.state_dict())
     x, seen = torch.from_numpy(case.x), []
-    recipe = AdversarialTraining(eps=0.1, steps=3)
-    crafter = recipe.crafter(case.estimator, 5)
 
-    class Watched(AdversarialTraining):
-        def crafter(self, estimator, seed):
-            def craft(images, target, ids):
-                before = copy.deepcopy(estimator.network.state_dict())
-                seen.append(crafter(images, target, ids))
-                assert all(torch.equal(a, b) for a, b in zip(before.values(), estimator.network.state_dict().values()))
-                return seen[-1]
-
-            return craft
+    def look(batch, crafted):
+        seen.append(crafted)
+        now = case.net.state_dict()
+        assert all(torch.equal(value, now[name]) for name, value in untouched.items())
 
     options = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3}
-    train(case.estimator, x, case.y, recipe=Watched(eps=0.1), seed=5, **options)
+    recipe = Watched(look, AdversarialTraining(eps=0.1, steps=3))
+    train(case.estimator, x, case.y, recipe=recipe, seed=5, **options)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(5 * 100_003))
     assert 0 < float((seen[0] - x[order]).abs().max()) <= 0.1
     # the same update by hand, on the crafted batch
@@ -96,8 +110,8 @@ def test_crafting_keeps_the_training_flags():
     case = setting("voxel-class")
     case.net.train()
     case.net.norm.eval()
-    craft = AdversarialTraining(eps=0.1, steps=2).crafter(case.estimator, 0)
-    craft(torch.from_numpy(case.x), torch.from_numpy(case.y), range(3))
+    step = AdversarialTraining(eps=0.1, steps=2).prepare(case.estimator)
+    step.craft(batch_of(case.estimator, torch.from_numpy(case.x), case.y))
     assert case.net.training and case.net.drop.training and not case.net.norm.training
 
 
@@ -106,13 +120,9 @@ def test_ignored_voxels_reach_the_attack_of_training_as_ignored():
     y = case.y.copy()
     y[:, :3] = 9
     seen = []
-
-    class Watched(AdversarialTraining):
-        def crafter(self, estimator, seed):
-            return lambda images, target, ids: seen.append(target) or images
-
-    train(case.estimator, torch.from_numpy(case.x), y, recipe=Watched(eps=0.1), epochs=1, batch_size=3, seed=0)
-    assert bool((seen[0][:, :3] == 9).all()) and not bool((seen[0][:, 3:] == 9).any())
+    recipe = Watched(lambda batch, crafted: seen.append(batch.valid))
+    train(case.estimator, torch.from_numpy(case.x), y, recipe=recipe, epochs=1, batch_size=3, seed=0)
+    assert not bool(seen[0][:, :3].any()) and bool(seen[0][:, 3:].all())
 
 
 @pytest.mark.parametrize("kind", ["class", "voxel-class", "voxel-labels"])
@@ -121,11 +131,8 @@ def test_mirroring_moves_images_and_masks_together_in_about_half_of_the_cases(ki
     case = setting(kind, cases=24)
     given, seen = torch.from_numpy(case.x), []
 
-    class Watched(AdversarialTraining):
-        def crafter(self, estimator, seed):
-            return lambda images, target, ids: seen.append((images, target, ids)) or images
-
-    train(case.estimator, given, case.y, recipe=Watched(eps=0.1), epochs=1, batch_size=8, seed=0, flip_axis=axis)
+    recipe = Watched(lambda batch, crafted: seen.append((batch.x, batch.target, batch.ids)))
+    train(case.estimator, given, case.y, recipe=recipe, epochs=1, batch_size=8, seed=0, flip_axis=axis)
     mirrored = 0
     for images, target, ids in seen:
         for image, reference, name in zip(images, target, ids):
@@ -153,12 +160,8 @@ def test_the_same_seed_trains_the_same_network():
 def test_a_last_batch_of_one_case_joins_its_neighbour():
     case = setting("class", cases=5)
     seen = []
-
-    class Watched(AdversarialTraining):
-        def crafter(self, estimator, seed):
-            return lambda images, target, ids: seen.append(len(images)) or images
-
-    train(case.estimator, torch.from_numpy(case.x), case.y, recipe=Watched(eps=0.1), epochs=1, batch_size=2, seed=0)
+    recipe = Watched(lambda batch, crafted: seen.append(len(batch)))
+    train(case.estimator, torch.from_numpy(case.x), case.y, recipe=recipe, epochs=1, batch_size=2, seed=0)
     assert seen == [2, 3]
 
 

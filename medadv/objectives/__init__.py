@@ -1,6 +1,6 @@
 """What the attacker maximises, one number per case."""
 
-from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
+from medadv.objectives.base import Objective, agrees, kullback_leibler, mean_over_valid, per_voxel_cross_entropy
 from medadv.objectives.catalogue import AUTO, OBJECTIVES, arguments_of, by_task, make_objective, monitor_of
 from medadv.objectives.clinical import (
     LesionInvented,
@@ -62,6 +62,7 @@ __all__ = [
     "by_task",
     "make_objective",
     "margins",
+    "kullback_leibler",
     "mean_over_valid",
     "monitor_of",
     "per_voxel_cross_entropy",

@@ -84,6 +84,22 @@ def per_voxel_cross_entropy(decision: Decision, output: Tensor, target: Tensor) 
     return F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
 
 
+def kullback_leibler(decision: Decision, first: Tensor, second: Tensor) -> Tensor:
+    """Kullback-Leibler divergence ``KL(p || q)`` of two predictions, like a canonical target.
+
+    Args:
+        decision: Multiclass: summed over the classes; Multilabel: that of each label given or not.
+        first: logits ``(N, C, *S)`` of p.
+        second: logits ``(N, C, *S)`` of q.
+    """
+    if isinstance(decision, Multiclass):
+        log_p, log_q = first.log_softmax(1), second.log_softmax(1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+    p = first.sigmoid()
+    given = p * (F.logsigmoid(first) - F.logsigmoid(second))
+    return given + (1 - p) * (F.logsigmoid(-first) - F.logsigmoid(-second))
+
+
 def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``values`` over the valid entries of each case ``(N, ...) -> (N,)``; 0 for a case without any."""
     if values.ndim == 1:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medadv.decisions import Decision, Multiclass
-from medadv.objectives.base import Objective, mean_over_valid, per_voxel_cross_entropy
+from medadv.decisions import Decision
+from medadv.objectives.base import Objective, kullback_leibler, mean_over_valid, per_voxel_cross_entropy
 
 
 class Stabilised(Objective):
@@ -61,17 +61,8 @@ class Stabilised(Objective):
         others: Sequence[Tensor] = (),
     ) -> Tensor:
         deviation = mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
-        divergence = mean_over_valid(self._divergence(others[0].detach(), output), valid)
+        divergence = mean_over_valid(kullback_leibler(self.decision, others[0].detach(), output), valid)
         return self.sign * deviation - self.a * divergence
-
-    def _divergence(self, blurred: Tensor, output: Tensor) -> Tensor:
-        """KL(blurred || output), like the target."""
-        if isinstance(self.decision, Multiclass):
-            log_p, log_q = blurred.log_softmax(1), output.log_softmax(1)
-            return (log_p.exp() * (log_p - log_q)).sum(1)
-        p = blurred.sigmoid()
-        given = p * (F.logsigmoid(blurred) - F.logsigmoid(output))
-        return given + (1 - p) * (F.logsigmoid(-blurred) - F.logsigmoid(-output))
 
 
 def gaussian_blur(x: Tensor, sigma: float | Sequence[float]) -> Tensor:

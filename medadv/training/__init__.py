@@ -1,6 +1,29 @@
-"""Training of robust models: recipes and the loop that runs them."""
+"""Training of robust models: recipes by name, and the loop that runs them."""
 
-from medadv.training.loop import train
-from medadv.training.recipes import NATURAL, RECIPES, AdversarialTraining, Recipe
+from medadv.training.adversarial import AdversarialTraining, FastTraining, MultiPerturbation, Natural
+from medadv.training.base import Recipe, Step, TrainingBatch
+from medadv.training.consistency import HAT, MAADVT, MART, TRADES
+from medadv.training.loop import History, train
+from medadv.training.recipes import NATURAL, RECIPES
+from medadv.training.validation import Validation
+from medadv.training.weights import WeightPerturbation
 
-__all__ = ["NATURAL", "RECIPES", "AdversarialTraining", "Recipe", "train"]
+__all__ = [
+    "AdversarialTraining",
+    "FastTraining",
+    "HAT",
+    "History",
+    "MAADVT",
+    "MART",
+    "MultiPerturbation",
+    "NATURAL",
+    "Natural",
+    "RECIPES",
+    "Recipe",
+    "Step",
+    "TRADES",
+    "TrainingBatch",
+    "Validation",
+    "WeightPerturbation",
+    "train",
+]

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from medadv.decisions import Decision
-from medadv.training.recipes import NATURAL, Recipe
+from medadv.training.base import Preparation, Recipe, Step, TrainingBatch, batch_of
+from medadv.training.checkpoint import load_checkpoint, save_checkpoint
+from medadv.training.recipes import NATURAL
+from medadv.training.validation import Validation
+from medadv.training.weights import WeightPerturbation
 
 
-class Trainable(Protocol):
-    """What the loop needs of an estimator."""
+@dataclass
+class History:
+    """What a training did.
 
-    decision: Decision
-    segments: bool
+    Attributes:
+        loss: mean training loss of each epoch.
+        seconds: time of each epoch without its validation.
+        validation: score of each epoch that was looked at, by its number from 0.
+        best_epoch: the epoch whose weights were kept; None: the last, as nothing was looked at.
+    """
 
-    @property
-    def model(self) -> nn.Module:
-        """The deployed model."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        ...
-
-    def training_loss(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """Mean loss of a batch."""
-        ...
+    loss: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validation: dict[int, float] = field(default_factory=dict)
+    best_epoch: int | None = None
 
 
 def train(
-    estimator: Trainable,
+    estimator: Any,
     x: Tensor,
     y: Any,
     *,
@@ -49,16 +53,20 @@ def train(
     batch_size: int = 16,
     epochs: int = 20,
     seed: int | None = None,
+    validation: Validation | None = None,
+    weight_perturbation: float | None = None,
+    amp: bool = False,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
     description: str = "training",
-) -> list[float]:
+) -> History:
     """Trains an estimator's network in place.
 
     Args:
         estimator: a medadv estimator.
         x: images ``(N, C, *S)`` in the estimator's units.
         y: reference in any usual form.
-        recipe: what each batch is replaced by before the update, see :mod:`medadv.training.recipes`.
+        recipe: how the network is made robust, see :data:`medadv.training.RECIPES`.
         optimizer: default: Adam with ``learning_rate``.
         learning_rate: of the default optimizer; peak of the ``"one-cycle"`` schedule.
         schedule: ``"constant"`` or ``"one-cycle"`` (torch's OneCycleLR over all updates).
@@ -66,74 +74,221 @@ def train(
         batch_size: cases per update.
         epochs: passes over the data.
         seed: of shuffling and of the attacks' random starts; None draws one from torch's generator.
+        validation: the weights of the epoch with the best score on these cases are kept; None: those of the last.
+        weight_perturbation: gamma of adversarial weight perturbation, see
+            :class:`~medadv.training.weights.WeightPerturbation`; None: none.
+        amp: mixed precision (bfloat16 on a CPU, float16 with a scaled loss on a GPU).
+        checkpoint: file that is written after each epoch; a training that finds its own there goes on from it.
         progress: a bar with the time left, on a terminal only.
         description: label of the bar.
 
     Returns:
-        Mean training loss of each epoch.
+        Losses, times and validation scores of the epochs.
 
     Raises:
-        ValueError: numbers that are not positive, references that don't fit the images, or a loss that is not finite.
+        ValueError: numbers that are not positive, references that don't fit the images, a loss that is not finite, or
+            a checkpoint of another training.
+
+    Example:
+        >>> import torch
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.decisions import Multiclass
+        >>> from medadv.training import RECIPES, Validation, train
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> estimator = MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2))
+        >>> x, y = torch.rand(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+        >>> held_out = Validation(torch.rand(4, 1, 4, 4), [0, 1, 0, 1], eps="4/255", steps=2)
+        >>> history = train(estimator, x, y, recipe=RECIPES["trades"](eps="4/255", steps=2), epochs=2, seed=0,
+        ...                 validation=held_out)
+        >>> len(history.loss), sorted(history.validation)
+        (2, [0, 1])
     """
     for name, value in (("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     if flip_axis is not None and not 0 <= flip_axis < x.ndim - 2:
         raise ValueError(f"flip_axis={flip_axis} is no spatial axis; give 0 to {x.ndim - 3}.")
-    target, valid = estimator.decision.canonical(
-        y, tuple(x.shape[2:]) if estimator.segments else (), device=estimator.device
-    )
-    if len(target) != len(x):
-        raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
-    # an attack gets the reference as it was given, with what is to be ignored still marked
-    ignored = estimator.decision.ignore_index
-    marked = target if ignored is None else torch.where(valid, target, ignored)
-    model = estimator.model
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
-    updates = epochs * len(list(_batches(len(x), batch_size, seed, 0)))
-    scheduler = _scheduler(schedule, optimizer, learning_rate, updates)
-    craft = recipe.crafter(estimator, seed)
-    history = []
-    with tqdm(total=updates, desc=description, disable=not (progress and sys.stderr.isatty())) as bar:
-        for epoch in range(epochs):
-            losses = []
-            for step, rows in enumerate(_batches(len(x), batch_size, seed, epoch)):
-                images, reference = x[rows].to(estimator.device), marked[rows]
-                if flip_axis is not None:
-                    mirrored = _coins(len(rows), (seed, epoch, step))
-                    images, reference = _mirrored(images, reference, mirrored, flip_axis, estimator.segments)
-                images = craft(images, reference, [f"{epoch}-{row}" for row in rows.tolist()])
-                losses.append(_update(estimator, optimizer, images, reference))
-                if scheduler is not None:
-                    scheduler.step()
-                bar.update()
-            history.append(sum(losses) / len(losses))
-            bar.set_postfix(loss=f"{history[-1]:.3f}")
-    model.eval()
-    return history
+    data = batch_of(estimator, x, y, range(len(x)))
+    settings = {
+        "learning_rate": learning_rate, "schedule": schedule, "flip_axis": flip_axis, "batch_size": batch_size,
+        "epochs": epochs, "seed": seed, "amp": amp,
+    }  # fmt: skip
+    fingerprint = {
+        **settings, "recipe": type(recipe).__name__, "cases": len(x), "weight_perturbation": weight_perturbation
+    }  # fmt: skip
+    resumed = None if checkpoint is None else load_checkpoint(Path(checkpoint), fingerprint)
+
+    def natural_twin() -> Any:
+        twin = copy.deepcopy(estimator)
+        if resumed is None:  # else its weights are in the checkpoint
+            train(twin, x, y, progress=progress, description=f"{description}: helper", **settings)
+        return twin
+
+    step = recipe.step(Preparation(estimator, seed, natural_twin))
+    optimizer = optimizer or torch.optim.Adam(estimator.model.parameters(), lr=learning_rate)
+    per_epoch = len(_batches(len(x), batch_size, seed, 0))
+    scheduler = _scheduler(schedule, optimizer, learning_rate, epochs * per_epoch * step.replays)
+    run = _Run(estimator, _Updater(step, optimizer, scheduler, weight_perturbation, amp), validation, batch_size, seed)
+    begun = 0 if resumed is None else run.load(resumed)
+    quiet = not (progress and sys.stderr.isatty())
+    with tqdm(total=epochs * per_epoch, initial=begun * per_epoch, desc=description, disable=quiet) as bar:
+        for epoch in range(begun, epochs):
+            run.epoch(_epoch_of(data, epoch, batch_size, seed, flip_axis, estimator.segments), bar)
+            if validation is not None and validation.due(epoch, epochs):
+                run.look(epoch)
+            if checkpoint is not None:
+                save_checkpoint(Path(checkpoint), {"fingerprint": fingerprint, "epoch": epoch, **run.state()})
+    return run.finish()
 
 
-def _update(estimator: Trainable, optimizer: torch.optim.Optimizer, images: Tensor, reference: Tensor) -> float:
-    """One step of the optimizer in train mode; returns the loss before it."""
-    target, valid = estimator.decision.canonical(reference, tuple(images.shape[2:]) if estimator.segments else ())
-    estimator.model.train()
-    optimizer.zero_grad()
-    loss = estimator.training_loss(estimator.model(images), target, valid)
-    if not bool(torch.isfinite(loss)):
-        raise ValueError(f"the training loss became {loss.item()}; lower the learning rate.")
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+class _Updater:
+    """One recipe's updates of the weights."""
+
+    def __init__(
+        self, step: Step, optimizer: torch.optim.Optimizer, scheduler: Any, weight_perturbation: float | None, amp: bool
+    ) -> None:
+        self.step = step
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.perturbation = None if weight_perturbation is None else WeightPerturbation(weight_perturbation)
+        self.device = step.estimator.device.type
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(self.device, enabled=amp and self.device == "cuda")
+
+    def __call__(self, batch: TrainingBatch) -> float:
+        """All updates that a batch is worth; the mean loss before them."""
+        losses = [self._once(batch) for _ in range(self.step.replays)]
+        return sum(losses) / len(losses)
+
+    def _once(self, batch: TrainingBatch) -> float:
+        model = self.step.estimator.model
+        with self._precision():
+            crafted = self.step.craft(batch)
+        model.train()
+
+        def loss_now() -> Tensor:
+            with self._precision():
+                return self.step.loss(batch, crafted)
+
+        self.optimizer.zero_grad()
+        worst = self.perturbation.worst(model, loss_now) if self.perturbation else contextlib.nullcontext()
+        with worst:
+            loss = loss_now()
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(f"the training loss became {loss.item()}; lower the learning rate.")
+            self.scaler.scale(loss).backward()
+        self.step.learned()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss.item()
+
+    def _precision(self) -> Any:
+        half = torch.float16 if self.device == "cuda" else torch.bfloat16
+        return torch.autocast(self.device, dtype=half, enabled=self.amp)
+
+    def state(self) -> dict[str, Any]:
+        """What has to be kept to go on after an interruption."""
+        return {
+            "model": self.step.estimator.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(), "step": self.step.state_dict(),
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state`."""
+        self.step.estimator.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step.load_state_dict(state["step"])
 
 
-def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+class _Run:
+    """Epochs, the looks at the validation cases between them, and the best weights so far."""
+
+    def __init__(
+        self, estimator: Any, update: _Updater, validation: Validation | None, batch_size: int, seed: int
+    ) -> None:
+        self.estimator = estimator
+        self.update = update
+        self.validation = validation
+        self.batch_size = batch_size
+        self.seed = seed
+        self.history = History()
+        self.best: dict[str, Tensor] | None = None
+
+    def epoch(self, batches: Iterator[TrainingBatch], bar: Any) -> None:
+        """All updates of an epoch."""
+        began, losses = time.perf_counter(), []
+        for batch in batches:
+            losses.append(self.update(batch))
+            bar.update()
+        self.history.loss.append(sum(losses) / len(losses))
+        self.history.seconds.append(time.perf_counter() - began)
+        bar.set_postfix(loss=f"{self.history.loss[-1]:.3f}")
+
+    def look(self, epoch: int) -> None:
+        """Scores the weights on the validation cases; of equally good ones the later are kept."""
+        assert self.validation is not None
+        score = self.validation.score(self.estimator, self.batch_size, self.seed)
+        best = max(self.history.validation.values(), default=-1.0)
+        self.history.validation[epoch] = score
+        if score >= best:
+            self.history.best_epoch = epoch
+            self.best = copy.deepcopy(self.estimator.model.state_dict())
+
+    def finish(self) -> History:
+        """The best weights, in inference mode."""
+        if self.best is not None:
+            self.estimator.model.load_state_dict(self.best)
+        self.estimator.model.eval()
+        return self.history
+
+    def state(self) -> dict[str, Any]:
+        """What has to be kept to go on after an interruption."""
+        return {
+            **self.update.state(),
+            "history": vars(self.history),
+            "best": self.best,
+            "random": torch.get_rng_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> int:
+        """Goes on from :meth:`state`; returns the next epoch."""
+        self.update.load(state)
+        self.history, self.best = History(**state["history"]), state["best"]
+        torch.set_rng_state(state["random"])
+        return int(state["epoch"]) + 1
+
+
+def _epoch_of(
+    data: TrainingBatch, epoch: int, batch_size: int, seed: int, flip_axis: int | None, segments: bool
+) -> Iterator[TrainingBatch]:
+    """The batches of an epoch, shuffled and mirrored."""
+    for number, rows in enumerate(_batches(len(data), batch_size, seed, epoch)):
+        batch = _rows(data, rows, epoch)
+        yield batch if flip_axis is None else _mirrored(batch, segments, flip_axis, (seed, epoch, number))
+
+
+def _rows(data: TrainingBatch, rows: Tensor, epoch: int) -> TrainingBatch:
+    """Some of the cases, on the device of the references; each has another name in every epoch."""
+    place = data.target.device
+    there = rows.to(place)
+    ids = tuple(f"{epoch}-{row}" for row in rows.tolist())
+    return TrainingBatch(data.x[rows].to(place), data.target[there], data.valid[there], ids)
+
+
+def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """Shuffled row numbers; a last batch of one case joins its neighbour, as batch norm can't train on it."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     parts = list(order.split(batch_size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
-    return iter(parts)
+    return parts
 
 
 def _coins(count: int, key: tuple[int, ...]) -> Tensor:
@@ -143,14 +298,17 @@ def _coins(count: int, key: tuple[int, ...]) -> Tensor:
     return torch.rand(count, generator=generator) < 0.5
 
 
-def _mirrored(x: Tensor, y: Tensor, rows: Tensor, axis: int, segments: bool) -> tuple[Tensor, Tensor]:
-    """The chosen rows mirrored along a spatial axis, with their masks."""
+def _mirrored(batch: TrainingBatch, segments: bool, axis: int, key: tuple[int, ...]) -> TrainingBatch:
+    """A fair half of the cases mirrored along a spatial axis, with their masks."""
+    rows, dims = _coins(len(batch), key), batch.x.ndim - 2
 
     def mirror(values: Tensor) -> Tensor:
         chosen = rows.to(values.device).view(-1, *[1] * (values.ndim - 1))
-        return torch.where(chosen, values.flip(values.ndim - (x.ndim - 2) + axis), values)
+        return torch.where(chosen, values.flip(values.ndim - dims + axis), values)
 
-    return mirror(x), mirror(y) if segments else y
+    if not segments:
+        return replace(batch, x=mirror(batch.x))
+    return replace(batch, x=mirror(batch.x), target=mirror(batch.target), valid=mirror(batch.valid))
 
 
 def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, updates: int) -> Any:

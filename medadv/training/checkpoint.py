@@ -1,0 +1,54 @@
+"""A training's state in one file, written so that an interruption leaves the last one whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes ``state`` to ``path`` at once: to a temporary file beside it, which then takes its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """The state in ``path``, or None where there is none.
+
+    Args:
+        path: file of :func:`save_checkpoint`.
+        fingerprint: what the training is; that of the file must be the same.
+
+    Raises:
+        ValueError: the file is damaged, or of another training; the message says what differs.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kept = dict(state["fingerprint"])
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); remove it to start anew."
+        ) from None
+    different = [name for name in fingerprint if kept.get(name) != fingerprint[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"checkpoint {str(path)!r} is of another training: {name} was {kept.get(name)!r} and is now "
+            f"{fingerprint[name]!r}; give another file, or remove it to start anew."
+        )
+    return dict(state)
