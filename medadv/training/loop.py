@@ -110,7 +110,7 @@ def train(
         raise ValueError(f"flip_axis={flip_axis} is no spatial axis; give 0 to {x.ndim - 3}.")
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
     data = batch_of(estimator, x, y, range(len(x)))
-    settings = {
+    settings: dict[str, Any] = {
         "learning_rate": learning_rate, "schedule": schedule, "flip_axis": flip_axis, "batch_size": batch_size,
         "epochs": epochs, "seed": seed, "amp": amp,
     }  # fmt: skip
