@@ -20,7 +20,7 @@ from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
-from medadv.training import train
+from medadv.training import Recipe, Validation, train
 
 
 def evaluate(
@@ -160,13 +160,16 @@ class _Run:
         if spec is not None:
             if spec.warm_start is not None:
                 estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
-            settings = spec.model_dump(exclude={"recipe", "options", "warm_start"})
+            settings = spec.model_dump(exclude={"recipe", "options", "warm_start", "validation"})
+            objects = {"helper": trained[spec.earlier["helper"]]} if "helper" in spec.earlier else {}
+            recipe = spec.built(**objects)
             history = train(
                 estimator,
                 torch.from_numpy(data.train.x),
                 _reference(estimator, data.train),
-                recipe=spec.built(),
+                recipe=recipe,
                 seed=seed,
+                validation=_validation(spec, recipe, estimator, data),
                 progress=self.progress,
                 description=f"train {label}",
                 **settings,
@@ -233,6 +236,19 @@ def _attacks_on(name: str, task: TaskSpec, trained: dict[str, Estimator]) -> lis
             options["surrogate"] = trained[surrogate]
         planned.append(Planned(attack.name, options, attack.title or ""))
     return planned
+
+
+def _validation(spec: TrainingSpec, recipe: Recipe, estimator: Estimator, data: Dataset) -> Validation | None:
+    """The cases and the attack that choose an epoch."""
+    if spec.validation is None:
+        return None
+    cases = data.validation.take(spec.validation.cases)
+    if not len(cases):
+        raise ValueError(f"{data.name} has no validation cases to choose an epoch by; leave validation out.")
+    return Validation(
+        torch.from_numpy(cases.x), _reference(estimator, cases), eps=recipe.eps_trained, steps=spec.validation.steps,
+        every=spec.validation.every,
+    )  # fmt: skip
 
 
 def _reference(estimator: Estimator, cases: Cases) -> Any:

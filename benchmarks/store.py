@@ -18,6 +18,7 @@ import torch
 
 import medadv
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+from medadv.files import write_bytes, write_text
 
 _VERSIONED = ("torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "nilearn")
 
@@ -37,27 +38,6 @@ def prepare_folder(path: Path) -> Path:
             f"output folder {str(path)!r} can't be written ({error.strerror}); give another with --out."
         ) from None
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary one, so that no half-written file is ever seen under its name."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """As :func:`write_text`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_tables(board: Leaderboard, folder: Path) -> None:
