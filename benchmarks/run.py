@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
-from medadv.benchmarks.baselines import image_blind_scores
+from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
 from medadv.benchmarks.figures import Gallery, worst_cases
@@ -142,7 +143,9 @@ class _Run:
             "notes": data.notes,
         }
         blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
-        self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases))
+        constant = image_blind_diagnosis(data)
+        endpoints = image_blind_endpoints(data, cases, constant, hd95=self.suite.hd95)
+        self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases, constant), endpoints)
         for model in task.models:
             for seed in task.train_seeds or self.suite.train_seeds:
                 trained: dict[str, Estimator] = {}
@@ -161,6 +164,7 @@ class _Run:
             if spec.warm_start is not None:
                 estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
             settings = spec.model_dump(exclude={"recipe", "options", "warm_start"})
+            start = time.perf_counter()
             history = train(
                 estimator,
                 torch.from_numpy(data.train.x),
@@ -171,6 +175,11 @@ class _Run:
                 description=f"train {label}",
                 **settings,
             )
+            seconds = (time.perf_counter() - start) / spec.epochs
+            self.board.meta.setdefault("training", {})[label] = {
+                "task": task.name, "model": model.name, "training": name, "train_seed": seed, "recipe": spec.recipe,
+                "epochs": spec.epochs, "seconds_per_epoch": round(seconds, 4),
+            }  # fmt: skip
             self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history]
         self.board.meta["weights"][label] = weights_sha256(estimator.network)
         write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
@@ -192,7 +201,7 @@ class _Run:
 
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, on_attack=on_attack,
+                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, on_attack=on_attack,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
         entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
