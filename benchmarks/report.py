@@ -17,6 +17,7 @@ from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.figures import Gallery, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.store import write_text
+from medadv.benchmarks.survey_render import survey_tables
 
 _TEMPLATES = resources.files("medadv.benchmarks") / "templates"
 _NOISE = "noise at the largest"
@@ -36,6 +37,7 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             summary=_html(summary(board)),
             curves=png(robustness_curves(board)),
             comparison=_html(_readable_budget(board.compare(), board)),
+            surveys=survey_tables(board),
             table=table_html(board.frame),
             trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
             galleries=[(gallery.title, png(gallery.figure)) for gallery in galleries],

@@ -21,6 +21,7 @@ from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
+from medadv.benchmarks.survey_render import write_survey
 from medadv.training import train
 
 
@@ -94,7 +95,7 @@ def run_suite(
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``report.html`` and ``models/``.
+            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html`` and ``models/``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
@@ -220,6 +221,7 @@ class _Run:
     def write(self) -> None:
         """Writes tables and report of all tasks so far."""
         write_tables(self.board, self.folder)
+        write_survey(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
 
 
