@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
-from medadv.benchmarks.figures import Gallery, robustness_curves
+from medadv.benchmarks.figures import SECTIONS, Gallery, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.store import write_text
 from medadv.benchmarks.survey_render import survey_tables
@@ -40,11 +40,17 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             surveys=survey_tables(board),
             table=table_html(board.frame),
             trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
-            galleries=[(gallery.title, png(gallery.figure)) for gallery in galleries],
+            galleries={section: _shown(galleries, section) for section in SECTIONS},
             data=board.meta.get("data", {}),
             meta=board.meta,
         ),
     )
+
+
+def _shown(galleries: Sequence[Gallery], section: str) -> list[tuple[str, str, str]]:
+    """Caption, picture and note of each gallery of a section."""
+    chosen = [gallery for gallery in galleries if gallery.section == section]
+    return [(g.title, "" if g.figure is None else png(g.figure), g.note) for g in chosen]
 
 
 def summary(board: Leaderboard) -> pd.DataFrame:

@@ -15,9 +15,10 @@ from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
-from medadv.benchmarks.figures import Gallery, worst_cases
+from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
+from medadv.benchmarks.pictures import SideBySide, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
@@ -152,8 +153,10 @@ class _Run:
                 trained: dict[str, Estimator] = {}
                 for name, training in _trainings(task, model):
                     trained[name] = self._train(task, model, name, training, data, seed, trained)
-                for name in trained:
-                    self._evaluate(task, model, name, trained, data, seed)
+                compared = SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer)
+                for name, estimator in trained.items():
+                    compared.add(name, estimator, self._evaluate(task, model, name, trained, data, seed))
+                self.galleries.append(compared.gallery())
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -188,7 +191,7 @@ class _Run:
 
     def _evaluate(
         self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
-    ) -> None:
+    ) -> Evaluation:
         estimator = trained[name]
         attacks = _attacks_on(name, task, trained)
         once = sum(attack.has_own_budget for attack in attacks)
@@ -208,6 +211,7 @@ class _Run:
         entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
         self.board.add(entry, result)
         self._keep_images(entry, result)
+        return result
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
         label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"

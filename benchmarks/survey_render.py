@@ -123,13 +123,13 @@ def _check_metric(rows: pd.DataFrame, metric: str | None) -> None:
 def metric_table(rows: pd.DataFrame, task: str, metric: str) -> SurveyTable:
     """The table of one task and metric; the best training of each column is bold, image-blind aside."""
     mean, spread, seeds = (survey_table(rows, task, metric, statistic=name) for name in ("mean", "std", "count"))
-    digits = 1 if metric.startswith("hd95") or metric in COUNTS else 3
+    lower = metric.startswith("hd95") or metric in COUNTS
     several = bool((seeds > 1).any(axis=None))
+    digits = 3 if not lower else 0 if metric in COUNTS and not several else 1
     cells = mean.map(lambda value: "–" if pd.isna(value) else f"{value:.{digits}f}")
     if several:
         cells = cells + spread.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}")
     shown = mean.drop(index=IMAGE_BLIND, level="model", errors="ignore").round(digits)
-    lower = digits == 1
     best = shown.min() if lower else shown.max()
     bold = (shown.eq(best) & (len(shown) > 1)).reindex(mean.index, fill_value=False)
     names = [(model, "" if model == IMAGE_BLIND else training) for model, training in mean.index]
