@@ -21,7 +21,7 @@ def image_blind_scores(data: Dataset, cases: Cases, constant: Tensor | None = No
 
 
 def image_blind_diagnosis(data: Dataset) -> Tensor:
-    """The constant diagnosis (canonical, of one case) that fits the training references best, per voxel or for the image.
+    """The constant diagnosis (canonical, one case) that fits the training references best, per voxel or for the image.
 
     Exclusive classes: the most frequent one (of each voxel; images: of all cases). Labels: each if more than half have
     it. A mean mask may be empty where structures are small and move; then the constant that claims every voxel which is

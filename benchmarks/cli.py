@@ -29,8 +29,10 @@ def parser() -> argparse.ArgumentParser:
     attacks.add_argument("--out", type=Path, default=Path("attacks.csv"), help="CSV that --check writes")
     tables = commands.add_parser("tables", help="tables of a finished run: training method x attack x budget")
     tables.add_argument("run", type=Path, help="folder of a run")
-    tables.add_argument("--metric", help="only this one, such as accuracy, macro_f1, miou or training-cost; default: all")
-    tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="default: csv, a number a row")
+    tables.add_argument(
+        "--metric", help="only this one, such as accuracy, macro_f1, miou or training-cost; default: all"
+    )
+    tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="csv: a number a row")
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")

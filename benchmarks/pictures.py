@@ -119,7 +119,7 @@ class SideBySide:
                 for case in self._cases
             ]
         except NoFeatureMapError as error:
-            self._note = f"no class-activation map of {training}: {error}; name a layer with cam_layer."
+            self._note = f"no class-activation map of {training}: {error}."
 
     def gallery(self) -> Gallery:
         """The sheet, or the note why there is none."""

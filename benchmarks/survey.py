@@ -118,7 +118,7 @@ def survey_table(rows: pd.DataFrame, task: str, metric: str, *, statistic: str =
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one table with attacks as its header calls them; worst cases of several threat sets are told apart."""
+    """The rows of one table with attacks as its header calls them; worst cases of threat sets are told apart."""
     threats = rows[rows.attack == WORST_CASE].threat.unique()
     names = [
         f"{attack} {threat}" if attack == WORST_CASE and len(threats) > 1 else CLEAN if attack == NO_ATTACK else attack

@@ -118,7 +118,7 @@ class SurveyMeasures:
     def rows(
         self, ids: Sequence[str], clean: dict[str, np.ndarray], adversarial: dict[str, np.ndarray]
     ) -> pd.DataFrame:
-        """Measures as endpoints: ``case, endpoint, reference, clean, adversarial``; the reference is the best there is."""
+        """Measures as endpoints: ``case, endpoint, reference, clean, adversarial``; the reference is what is best."""
         cases = list(ids) if self.segments else [ALL_CASES]
         best = {**IDEAL, CLASSES: self.decision.channels}
         frames = [

@@ -161,8 +161,8 @@ def _note(rows: pd.DataFrame, metric: str, *, lower: bool, several: bool) -> str
         over += "; a structure missed or invented counts the diagonal of the image"
     return (
         f"{over[0].upper()}{over[1:]}{', mean and standard deviation over training seeds' if several else ''}. "
-        f"{'Low' if lower else 'High'} is good; the best training of each column is bold. Columns: attack and budget, in "
-        "255ths of the intensity window where no unit stands. image-blind never looks at the image."
+        f"{'Low' if lower else 'High'} is good; the best training of each column is bold. Columns: attack and budget "
+        "(k/255: of the intensity window). image-blind never looks at the image."
     )
 
 
@@ -174,7 +174,9 @@ def cost_table(cost: pd.DataFrame) -> SurveyTable:
         "s per epoch": cost.seconds_per_epoch.map("{:.3g}".format),
         "x natural": cost.relative.map(lambda value: "–" if pd.isna(value) else f"{value:.2f}"),
     }).set_index(pd.MultiIndex.from_frame(cost[["task", "model", "training"]], names=[None] * 3))  # fmt: skip
-    note = "Seconds per epoch, and their ratio to natural training of the same task and model. Epochs of a training that "
+    note = (
+        "Seconds per epoch, and their ratio to natural training of the same task and model. Epochs of a training that "
+    )
     note += "starts from another's weights come on top of that one's."
     return SurveyTable(TRAINING_COST, "Cost of training", note, cells, cells.map(lambda _: False))
 

@@ -159,7 +159,7 @@ def macro_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         truth: bool ``(N, C)``.
 
     Returns:
-        ``recall``, ``precision``, ``f1``, and ``classes``: how many of them the means are over. NaN where there are none.
+        ``recall``, ``precision``, ``f1`` (NaN where there is no class), and ``classes``: how many the means are over.
 
     Example:
         >>> import numpy as np
