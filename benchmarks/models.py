@@ -114,9 +114,7 @@ def _check_cam_layer(spec: ModelSpec, network: nn.Module, data: Dataset) -> None
     if spec.cam_layer is None:
         return
     if data.task == "segmentation":
-        raise ValueError(
-            f"cam_layer={spec.cam_layer!r} is for images; segmentations are shown as overlays, leave it out."
-        )
+        raise ValueError(f"cam_layer={spec.cam_layer!r} is for images; leave it out for segmentations.")
     if spec.cam_layer not in layers:
         raise unknown_name(f"layer of {spec.network}", spec.cam_layer, layers)
 

@@ -89,9 +89,9 @@ def read_run(folder: Path) -> Leaderboard:
         ValueError: a file is missing.
     """
     require_files(folder, _TABLES)
-    frame, cases, endpoints = (
-        pd.read_csv(folder / name, keep_default_na=False, na_values=[""]) for name in _TABLES[:3]
-    )
+    # units such as "1" are words, and what is empty is the only thing missing
+    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
     return Leaderboard(frame, cases, endpoints, json.loads((folder / _TABLES[3]).read_text(encoding="utf-8")))
 
 

@@ -176,8 +176,8 @@ def cost_table(cost: pd.DataFrame) -> SurveyTable:
     }).set_index(pd.MultiIndex.from_frame(cost[["task", "model", "training"]], names=[None] * 3))  # fmt: skip
     note = (
         "Seconds per epoch, and their ratio to natural training of the same task and model. Epochs of a training that "
+        "starts from another's weights come on top of that one's."
     )
-    note += "starts from another's weights come on top of that one's."
     return SurveyTable(TRAINING_COST, "Cost of training", note, cells, cells.map(lambda _: False))
 
 

@@ -52,8 +52,10 @@ def iou_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
         >>> iou_per_class(mask.roll(1, -1), mask)
         tensor([[0.3333]])
     """
-    dice = dice_per_class(prediction, reference)
-    return dice / (2 - dice)
+    overlap = (prediction & reference).flatten(2).sum(2)
+    size = reference.flatten(2).sum(2)
+    union = prediction.flatten(2).sum(2) + size - overlap
+    return torch.where(size > 0, overlap / union.clamp(min=1), torch.nan)
 
 
 def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:
