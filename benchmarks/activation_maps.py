@@ -32,7 +32,7 @@ class ActivationMaps:
     Args:
         estimator: an image-level estimator.
         x: an image ``(1, C, *S)`` to find the layer with.
-        layer: name of a layer of ``estimator.network``; default: :func:`last_feature_map`.
+        layer: name of a layer of ``estimator.network``; default: the last feature map before the pooling.
 
     Raises:
         NoFeatureMapError: the network (or the layer) has no feature map.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 if TYPE_CHECKING:
     from medadv.benchmarks.leaderboard import Leaderboard
 
+WORST, OVERLAYS, ACTIVATION = "worst", "overlays", "activation"
+SECTIONS = (WORST, OVERLAYS, ACTIVATION)
 _COLOURS = ("#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555")
 
 
@@ -106,9 +111,17 @@ class Gallery:
     figure: Figure | None = None
     note: str = ""
 
+    @cached_property
+    def picture(self) -> str:
+        """The sheet as a data URL, drawn once although the report is written after each task; empty without one."""
+        return "" if self.figure is None else png(self.figure)
 
-WORST, OVERLAYS, ACTIVATION = "worst", "overlays", "activation"
-SECTIONS = (WORST, OVERLAYS, ACTIVATION)
+
+def png(figure: Figure) -> str:
+    """A figure as a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def sheet(rows: Sequence[Sequence[Panel]]) -> Figure:

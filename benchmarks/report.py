@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,10 +9,9 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
-from medadv.benchmarks.figures import SECTIONS, Gallery, robustness_curves
+from medadv.benchmarks.figures import SECTIONS, Gallery, png, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.store import write_text
 from medadv.benchmarks.survey_render import survey_tables
@@ -50,7 +47,7 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
 def _shown(galleries: Sequence[Gallery], section: str) -> list[tuple[str, str, str]]:
     """Caption, picture and note of each gallery of a section."""
     chosen = [gallery for gallery in galleries if gallery.section == section]
-    return [(g.title, "" if g.figure is None else png(g.figure), g.note) for g in chosen]
+    return [(gallery.title, gallery.picture, gallery.note) for gallery in chosen]
 
 
 def summary(board: Leaderboard) -> pd.DataFrame:
@@ -125,10 +122,3 @@ def _html(table: pd.DataFrame) -> str:
 
 def _is_score(column: str) -> bool:
     return column in _SCORES or "/255" in column
-
-
-def png(figure: Figure) -> str:
-    """A figure as a data URL."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -35,6 +35,7 @@ def evaluate(
     model: str = "model",
     batch_size: int = 32,
     seed: int = 0,
+    hd95: bool = False,
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -47,6 +48,7 @@ def evaluate(
         model: how the table calls the model.
         batch_size: cases at once.
         seed: of the attacks.
+        hd95: of a segmenter also the 95th percentile of the Hausdorff distance, which takes time on volumes.
 
     Example:
         >>> import numpy as np, torch
@@ -64,7 +66,7 @@ def evaluate(
         attack if isinstance(attack, Planned) else Planned(attack) if isinstance(attack, str) else Planned(*attack)
         for attack in attacks
     ]
-    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed)
+    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95)
     board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board

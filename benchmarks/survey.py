@@ -26,7 +26,7 @@ _OF_IMAGES = ("accuracy", "label_accuracy", "macro_recall", "macro_precision", "
 _RUN = ["suite", "dataset", "task", "model", "training", "train_seed", "attack", "threat", "eps", "unit"]
 
 
-def survey(board: Leaderboard) -> pd.DataFrame:
+def survey_rows(board: Leaderboard) -> pd.DataFrame:
     """Every metric of every model under every attack and budget, one number a row.
 
     Args:
@@ -53,8 +53,8 @@ def _budget(attack: str, threat: str, eps: float, unit: str, share: float) -> st
     if attack == NO_ATTACK:
         return ""
     if threat == "linf":
-        return f"{255 * share:.3g}/255"
-    return "own" if np.isnan(eps) else f"{eps:.3g}" if unit in ("1", "") else f"{eps:.3g} {unit}"
+        return f"{255 * share:.6g}/255"
+    return "own" if np.isnan(eps) else f"{eps:.6g}" if unit in ("1", "") else f"{eps:.6g} {unit}"
 
 
 def _measured(board: Leaderboard, scores: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def survey_table(rows: pd.DataFrame, task: str, metric: str, *, statistic: str =
     """Training methods x (attack, budget) of one task and metric.
 
     Args:
-        rows: of :func:`survey`.
+        rows: of :func:`survey_rows`.
         task: a task of the suite.
         metric: one of :func:`metrics_of`.
         statistic: over training seeds, as pandas calls it: ``"mean"``, ``"std"``, ``"count"``.

@@ -13,7 +13,7 @@ import pandas as pd
 from medadv.benchmarks.evaluate import IMAGE_BLIND
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.store import write_text
-from medadv.benchmarks.survey import metrics_of, survey, survey_table, training_cost
+from medadv.benchmarks.survey import metrics_of, survey_rows, survey_table, training_cost
 from medadv.benchmarks.survey_endpoints import CLASSES, COUNTS
 from medadv.names import unknown_name
 
@@ -104,7 +104,7 @@ def survey_tables(board: Leaderboard, metric: str | None = None) -> list[SurveyT
     Raises:
         ValueError: no task has the metric.
     """
-    rows = survey(board)
+    rows = survey_rows(board)
     tasks = list(dict.fromkeys(rows.task))
     _check_metric(rows, metric)
     tables = [
@@ -188,7 +188,7 @@ def _slug(text: str) -> str:
 def _csv(board: Leaderboard, metric: str | None) -> str:
     if metric == TRAINING_COST:
         return str(training_cost(board).to_csv(index=False))
-    rows = survey(board)
+    rows = survey_rows(board)
     _check_metric(rows, metric)
     return str((rows if metric is None else rows[rows.metric == metric]).to_csv(index=False))
 

@@ -23,7 +23,7 @@ from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.run import run_suite
 from medadv.benchmarks.store import read_run, write_tables
 from medadv.benchmarks.suites import Suite
-from medadv.benchmarks.survey import metrics_of, survey, survey_table, training_cost
+from medadv.benchmarks.survey import metrics_of, survey_rows, survey_table, training_cost
 from medadv.benchmarks.survey_endpoints import INVENTED, MISSED, SurveyMeasures, hausdorff95
 from medadv.benchmarks.survey_render import FORMATS, latex_escaped, rendered, survey_tables
 from medadv.decisions import Multiclass, Multilabel
@@ -208,7 +208,7 @@ def board(seeds: int = 1) -> Leaderboard:
 
 
 def test_columns_are_clean_noise_attacks_and_worst_cases_by_budget():
-    table = survey_table(survey(board()), "t_1", "dice")
+    table = survey_table(survey_rows(board()), "t_1", "dice")
     assert table.columns.tolist() == [
         ("clean", ""), ("noise", "2/255"), ("noise", "8/255"), ("pgd & co", "2/255"), ("pgd & co", "8/255"),
         ("bend", "1"), ("worst-case linf", "2/255"), ("worst-case linf", "8/255"), ("worst-case deformation", "1"),
@@ -218,14 +218,14 @@ def test_columns_are_clean_noise_attacks_and_worst_cases_by_budget():
 
 
 def test_the_image_blind_row_is_in_every_column_but_where_the_anatomy_moves():
-    table = survey_table(survey(board()), "t_1", "dice")
+    table = survey_table(survey_rows(board()), "t_1", "dice")
     blind = table.loc[("image-blind", "none")]
     moved = [column for column in table.columns if "bend" in column[0] or "deformation" in column[0]]
     assert blind[moved].isna().all() and (blind.drop(moved) == 0.5).all()
 
 
 def test_measures_are_averaged_over_the_cases_that_count_and_structures_are_summed():
-    rows = survey(board())
+    rows = survey_rows(board())
     assert metrics_of(rows, "t_1") == ["dice", "miou", "hd95_mm", MISSED]
     clean = rows[(rows.training == "natural") & (rows.attack == "none")].set_index("metric")
     assert clean.value.to_dict() == pytest.approx({"dice": 0.9, "miou": 0.45, "hd95_mm": 1.0, MISSED: 3.0})
@@ -233,7 +233,7 @@ def test_measures_are_averaged_over_the_cases_that_count_and_structures_are_summ
 
 
 def test_training_seeds_are_averaged_and_their_spread_is_shown():
-    rows = survey(board(seeds=3))
+    rows = survey_rows(board(seeds=3))
     mean, spread = (survey_table(rows, "t_1", "dice", statistic=name) for name in ("mean", "std"))
     assert mean["clean"].loc[("net", "natural")].item() == pytest.approx(0.92)
     assert spread["clean"].loc[("net", "natural")].item() == pytest.approx(0.02)
@@ -305,7 +305,7 @@ def test_a_metric_or_task_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="format 'latx' is unknown; did you mean 'latex'"):
         rendered(board(), "latx")
     with pytest.raises(ValueError, match="task 't_2' is unknown; did you mean 't_1'"):
-        survey_table(survey(board()), "t_2", "dice")
+        survey_table(survey_rows(board()), "t_2", "dice")
 
 
 def test_the_command_reads_a_finished_run(tmp_path, capsys):
