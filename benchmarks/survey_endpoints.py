@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medadv import metrics
 from medadv.benchmarks.endpoints import ALL_CASES, Diagnosis
-from medadv.decisions import Decision
+from medadv.decisions import Decision, select_channels
 
 MISSED, INVENTED = "structures_missed", "structures_invented"
 COUNTS = (MISSED, INVENTED)
@@ -103,8 +103,7 @@ class SurveyMeasures:
     def _of_case(self, hard: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
         """One case at a time, so that the masks of all classes of volumes are never in memory together."""
         channels = self.decision.foreground
-        mask = self.decision.voxelwise(valid)
-        mask = mask if mask.shape[1] == 1 else mask[:, list(channels)]
+        mask = select_channels(self.decision.voxelwise(valid), channels)
         said, truth = (self.decision.one_hot(labels, channels) & mask for labels in (hard, target))
         values = {"miou": metrics.iou_per_class(said, truth).nanmean().item()}
         if self.hd95:

@@ -104,6 +104,19 @@ def test_voxels_that_are_to_be_ignored_do_not_count():
     assert voxel_measures(hard, target, valid)["miou"].item() == 1
 
 
+def test_regions_are_each_measured_on_their_own_valid_voxels():
+    target = torch.zeros(1, 2, 3, 4, dtype=torch.int64)
+    target[0, :, 0, :2] = 1
+    hard = target.clone()
+    hard[0, 0, 0, 0] = 0  # half of the first region
+    hard[0, 1, 2, 3] = 1  # one voxel too many in the second, where it does not count
+    valid = torch.ones_like(target, dtype=torch.bool)
+    valid[0, 1, 2, 3] = False
+    survey = SurveyMeasures(Multilabel(2), True, (2.0, 2.0), True)
+    found = survey(Diagnosis(hard.to(torch.uint8), None, np.zeros(1), None), target, valid)
+    assert found["miou"].item() == 0.75 and found["hd95_mm"].item() == pytest.approx(1, rel=0.06)
+
+
 def image_measures(decision, hard, scores, target, valid=None):
     target = torch.as_tensor(target)
     valid = torch.ones_like(target, dtype=torch.bool) if valid is None else torch.as_tensor(valid)
@@ -360,6 +373,16 @@ def test_a_run_writes_the_tables_of_all_its_tasks(run):
     assert (folder / "survey.tex").read_text() == rendered(read_run(folder), "latex") == rendered(result, "latex")
     cost = pd.read_csv(folder / "training_cost.csv")
     assert cost.training.tolist() == ["natural", "pgd-at", "natural"] and (cost.seconds_per_epoch > 0).all()
+
+
+def test_measures_of_a_worst_case_are_those_of_the_attack_that_was_worst(run):
+    _, result = run
+    worst = result.cases[(result.cases.task == "lesions") & (result.cases.attack == "worst-case")]
+    for name in ("miou", "hd95_mm", MISSED, INVENTED):
+        rows = result.endpoints[(result.endpoints.task == "lesions") & (result.endpoints.endpoint == name)]
+        values = rows.set_index(["attack", "case"]).adversarial
+        chosen = [values[attack, case] for attack, case in zip(worst.worst_attack, worst.case, strict=True)]
+        np.testing.assert_array_equal(values["worst-case"].loc[worst.case], chosen)
 
 
 def test_the_report_shows_tables_and_trainings_side_by_side(run):
