@@ -17,6 +17,11 @@ _SHOWN = 3
 _REFERENCE, _DIAGNOSIS = "#3ddc55", "#ff4040"
 
 
+def attacked(result: Evaluation) -> bool:
+    """Whether there is any worst case to show; a suite may ask for the clean images alone."""
+    return any(outcome.attack == WORST_CASE for outcome in result.outcomes)
+
+
 def strongest(result: Evaluation) -> Outcome:
     """The worst case at the largest budget of the first threat set."""
     worst = [outcome for outcome in result.outcomes if outcome.attack == WORST_CASE]
@@ -121,10 +126,12 @@ class SideBySide:
         except NoFeatureMapError as error:
             self._note = f"no class-activation map of {training}: {error}."
 
-    def gallery(self) -> Gallery:
-        """The sheet, or the note why there is none."""
+    def galleries(self) -> list[Gallery]:
+        """The sheet, or the note why there is none; empty where nothing was added."""
         if self._note:
-            return Gallery(self._section, self._caption, note=self._note)
+            return [Gallery(self._section, self._caption, note=self._note)]
+        if not self._columns:
+            return []
         rows = []
         for number in range(len(self._cases)):
             for state in (0, 1):
@@ -133,7 +140,7 @@ class SideBySide:
                           panel.heat)
                     for training, pairs in self._columns.items() for panel in [pairs[number][state]]
                 ])  # fmt: skip
-        return Gallery(self._section, self._caption, sheet(rows))
+        return [Gallery(self._section, self._caption, sheet(rows))]
 
     def _maps(self, estimator: Estimator, result: Evaluation) -> _Maps:
         x = torch.from_numpy(result.cases.x[:1])

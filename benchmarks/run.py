@@ -18,7 +18,7 @@ from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluat
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
-from medadv.benchmarks.pictures import SideBySide, worst_cases
+from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
@@ -157,8 +157,10 @@ class _Run:
                     trained[name] = self._train(task, model, name, training, data, seed, trained)
                 compared = SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer)
                 for name, estimator in trained.items():
-                    compared.add(name, estimator, self._evaluate(task, model, name, trained, data, seed))
-                self.galleries.append(compared.gallery())
+                    result = self._evaluate(task, model, name, trained, data, seed)
+                    if attacked(result):
+                        compared.add(name, estimator, result)
+                self.galleries += compared.galleries()
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -217,7 +219,7 @@ class _Run:
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
         label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
-        if result.segments:
+        if result.segments and attacked(result):
             self.galleries.append(worst_cases(label, result))
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:

@@ -142,7 +142,7 @@ def test_trainings_stand_side_by_side_on_the_same_cases_and_slices(dims):
         estimator = classifier(network, dims)
         compared.add(training, estimator, evaluate_estimator(
             estimator, data, [Planned("fgsm")], ["2/255", "16/255"], keep_images=True))  # fmt: skip
-    gallery = compared.gallery()
+    (gallery,) = compared.galleries()
     assert gallery.section == "activation" and gallery.title == "task-net-0, linf, eps 16/255" and not gallery.note
     titles = [axes.get_title() for axes in gallery.figure.axes]
     assert len(titles) == 3 * 2 * 2  # cases, clean and adversarial, trainings
@@ -160,7 +160,7 @@ def test_a_network_without_feature_map_leaves_a_note_instead_of_a_figure():
     compared = SideBySide("task-flat-0")
     compared.add("natural", estimator, evaluate_estimator(
         estimator, grey(2), [Planned("fgsm")], ["2/255"], keep_images=True))  # fmt: skip
-    gallery = compared.gallery()
+    (gallery,) = compared.galleries()
     assert gallery.figure is None and "no class-activation map of natural: it has no convolution" in gallery.note
 
 

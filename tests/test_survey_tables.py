@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 
 from medadv import metrics
 from medadv.benchmarks import Leaderboard
+from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.data.base import Cases, Dataset
@@ -373,6 +374,19 @@ def test_a_run_writes_the_tables_of_all_its_tasks(run):
     assert (folder / "survey.tex").read_text() == rendered(read_run(folder), "latex") == rendered(result, "latex")
     cost = pd.read_csv(folder / "training_cost.csv")
     assert cost.training.tolist() == ["natural", "pgd-at", "natural"] and (cost.seconds_per_epoch > 0).all()
+
+
+def test_a_suite_of_clean_images_alone_has_tables_and_no_sheets(monkeypatch, tmp_path):
+    y = np.zeros((4, 8, 8), dtype=np.int64)
+    y[:, 2:5, 2:5] = 1
+    splits = [Cases(y[:, None].astype(np.float32), y, tuple(f"{tag}{i}" for i in range(4))) for tag in "abc"]
+    data = Dataset("d", "segmentation", Multiclass(2, background=0), Intensity(0, 1), ("no", "yes"), *splits)
+    monkeypatch.setattr(datasets, "load", lambda name, **options: data)
+    task = tiny_suite().tasks[1].model_dump()
+    task["models"][0]["args"]["spatial_dims"] = 2
+    result = run_suite(tiny_suite(budgets=["0"], tasks=[task]), out=tmp_path)
+    assert survey_table(survey_rows(result), "lesions", "miou").columns.tolist() == [("clean", "")]
+    assert "side by side" not in (tmp_path / "report.html").read_text()
 
 
 def test_measures_of_a_worst_case_are_those_of_the_attack_that_was_worst(run):
