@@ -22,12 +22,16 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint."""
+    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint.
+
+    ``cam_layer`` names the layer whose class-activation map the report shows (default: found by itself); images only.
+    """
 
     name: str
     network: str
     args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: Path | None = None
+    cam_layer: str | None = None
 
 
 class ValidationSpec(_Strict):
@@ -152,7 +156,7 @@ class TaskSpec(_Strict):
 
 
 class Suite(_Strict):
-    """A whole benchmark."""
+    """A whole benchmark; ``hd95`` asks for the Hausdorff distance of segmentations, which takes time on volumes."""
 
     name: str
     description: str = ""
@@ -161,6 +165,7 @@ class Suite(_Strict):
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     needs_data_root: bool = False
+    hd95: bool = False
     tasks: list[TaskSpec] = Field(min_length=1)
 
 

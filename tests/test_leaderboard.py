@@ -305,7 +305,7 @@ def test_a_suite_leaves_tables_report_weights_and_adversarials(discs_by_name, tm
         "discs-unet-pgd-at-0.pt",
     ]
     report = (tmp_path / "report.html").read_text()
-    assert report.count("data:image/png;base64") == 3 and "http" not in report.split("<body>")[1].split("<h2>Data")[0]
+    assert report.count("data:image/png;base64") == 4 and "http" not in report.split("<body>")[1].split("<h2>Data")[0]
     compared = result.compare()
     assert compared.training.tolist() == ["pgd-at"] and compared.ci_unit.tolist() == ["patient"]
 
