@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -91,7 +92,8 @@ def options_of(kind: type[T], options: Mapping[str, Any], whose: str) -> T:
         ValueError: an option that ``kind`` doesn't have, or one missing that it must have.
     """
     # what a kind adds comes before what it shares with others
-    ordered = sorted(fields(kind), key=lambda f: f.name not in vars(kind).get("__annotations__", {}))  # type: ignore[arg-type]
+    own = inspect.get_annotations(kind)
+    ordered = sorted(fields(kind), key=lambda option: option.name not in own)  # type: ignore[arg-type]
     known = [f.name for f in ordered]
     needed = [f.name for f in ordered if f.default is MISSING and f.default_factory is MISSING]
     unknown, missing = sorted(set(options) - set(known)), [name for name in needed if name not in options]
