@@ -61,8 +61,11 @@ def test_a_planted_overlap_is_counted_and_refused() -> None:
     table = published(train="aabbccdde", validation="fa", test="ghabb")
     assert shared_patients(table) == {("train", "validation"): {"a"}, ("train", "test"): {"a", "b"},
                                       ("validation", "test"): {"a"}}  # fmt: skip
-    with pytest.raises(ValueError, match=r"published split of mine shares 1 patient between train and validation .of 2 "
-                       r"in validation., 2 patients between train and test .of 4 in test.*split='patient'.*'published'"):
+    with pytest.raises(
+        ValueError,
+        match=r"published split of mine shares 1 patient between train and validation .of 2 "
+        r"in validation., 2 patients between train and test .of 4 in test.*split='patient'.*'published'",
+    ):
         settled(table)  # fmt: skip
 
 
@@ -140,7 +143,11 @@ def test_the_three_forms(tmp_path: Path) -> None:
     label = read_split_file(write(tmp_path / "a.csv", "x_1.tif,1", "x_2.tif,0"))
     assert (label.form, label.names, label.values) == ("label", ("x_1.tif", "x_2.tif"), (1, 0))
     labels = read_split_file(write(tmp_path / "b.csv", "Mass,Edema,Hernia", "1_0.png,b010", "1_1.png,b000"))
-    assert (labels.form, labels.labels, labels.values) == ("labels", ("Mass", "Edema", "Hernia"), ((0, 1, 0), (0, 0, 0)))
+    assert (labels.form, labels.labels, labels.values) == (
+        "labels",
+        ("Mass", "Edema", "Hernia"),
+        ((0, 1, 0), (0, 0, 0)),
+    )
     mask = read_split_file(write(tmp_path / "c.csv", "Viral Pneumonia-3.png,Viral Pneumonia-3.png"))
     assert (mask.form, mask.names, mask.values) == ("mask", ("Viral Pneumonia-3.png",), ("Viral Pneumonia-3.png",))
 

@@ -117,8 +117,8 @@ def covid_radiography(root: Path) -> None:
 
 def test_names_and_rows() -> None:
     assert set(COLLECTIONS) <= set(names())
-    assert {"messidor-binary", "messidor-grades", "isic2017-binary", "isic2017", "isic2017-lesion", "chestxray14-binary",
-            "chestxray14", "covid-qu-ex-lungs", "covid-radiography-lungs"} == set(COLLECTIONS)  # fmt: skip
+    assert {"messidor-binary", "messidor-grades", "isic2017-binary", "isic2017", "isic2017-lesion", "chestxray14",
+            "chestxray14-binary", "covid-qu-ex-lungs", "covid-radiography-lungs"} == set(COLLECTIONS)  # fmt: skip
     assert all(row.source.endswith(".") and row.layout and row.decision.channels == len(row.classes)
                for row in COLLECTIONS.values())  # fmt: skip
 
@@ -185,14 +185,13 @@ def test_nih_lists_are_the_split_and_are_checked(tmp_path: Path) -> None:
     data = load("chestxray14", data_root=tmp_path, **SMALL)
     assert set(data.test.patients or ()) == {f"{who:08d}" for who in (10, 11, 12)}
     assert data.notes == ("Validation: 10% of the training patients (seed 0).",)
-    with (tmp_path / "chestxray14" / "test_list.txt").open("a") as file:
-        file.write("00000001_000.png\n00000002_001.png\n")
-    lines(tmp_path / "chestxray14" / "train_val_list.txt", *(name for name in cells if int(name[:8]) < 10
-                                                              and name not in ("00000001_000.png", "00000002_001.png")))  # fmt: skip
+    folder, moved = tmp_path / "chestxray14", ("00000001_000.png", "00000002_001.png")
+    lines(folder / "test_list.txt", *(name for name in cells if int(name[:8]) >= 10), *moved)
+    lines(folder / "train_val_list.txt", *(name for name in cells if int(name[:8]) < 10 and name not in moved))
     with pytest.raises(ValueError, match=r"shares 2 patients between train and test \(of 5 in test\).*split='patient'"):
         load("chestxray14", data_root=tmp_path, **SMALL)
     kept = load("chestxray14", data_root=tmp_path, split="published", **SMALL)
-    assert set(kept.test.ids) >= {"00000001_000.png", "00000002_001.png"} and len(kept.test) == 8
+    assert set(kept.test.ids) >= set(moved) and len(kept.test) == 8
     assert "2 cases of theirs taken out" in kept.notes[0]
     dealt = load("chestxray14", data_root=tmp_path, split="patient", **SMALL)
     assert sum(len(getattr(dealt, split)) for split in SPLITS) == len(cells)
@@ -226,7 +225,9 @@ def test_split_files_give_names_labels_and_split(tmp_path: Path) -> None:
     grades = messidor(tmp_path)
     order = list(grades)
     for kind, of in (("", lambda grade: grade), ("bin", lambda grade: int(grade > 0))):
-        lines(tmp_path / "messidor" / "meta" / f"train{kind}.csv", *(f"{name},{of(grades[name])}" for name in order[3:]))
+        lines(
+            tmp_path / "messidor" / "meta" / f"train{kind}.csv", *(f"{name},{of(grades[name])}" for name in order[3:])
+        )
         lines(tmp_path / "messidor" / "meta" / f"test{kind}.csv", *(f"{name},{of(grades[name])}" for name in order[:3]))
     for name in ("messidor-grades", "messidor-binary"):
         data = load(name, data_root=tmp_path, split_files="meta", **SMALL)
@@ -256,13 +257,17 @@ def test_the_released_chest_split_shares_patients(tmp_path: Path) -> None:
     first = [name for name in cells if name.endswith("_000.png")]
     second = [name for name in cells if name.endswith("_001.png")]
     header = ",".join(reversed(FINDINGS))
-    code = {name: "b" + "".join(str(int(f in cell.split("|"))) for f in reversed(FINDINGS)) for name, cell in cells.items()}
+    code = {
+        name: "b" + "".join(str(int(f in cell.split("|"))) for f in reversed(FINDINGS)) for name, cell in cells.items()
+    }
     meta = tmp_path / "chestxray14" / "meta"
     for split, part in (("train", [*first, *second[:8]]), ("test", second[8:])):
         lines(meta / f"{split}bin.csv", *(f"{name},{int(cells[name] == 'No Finding')}" for name in part))
         lines(meta / f"{split}MultiLabel_1w.csv", header, *(f"{name},{code[name]}" for name in part))
     for name in ("chestxray14-binary", "chestxray14"):
-        with pytest.raises(ValueError, match=rf"split of {name} shares 4 patients between train and test \(of 4 in test"):
+        with pytest.raises(
+            ValueError, match=rf"split of {name} shares 4 patients between train and test \(of 4 in test"
+        ):
             load(name, data_root=tmp_path, split_files="meta", **SMALL)
         dealt = load(name, data_root=tmp_path, split_files="meta", split="patient", **SMALL)
         assert everything(dealt) == everything(load(name, data_root=tmp_path, **SMALL))
@@ -276,8 +281,8 @@ def test_labels_that_contradict_the_source_are_refused(tmp_path: Path) -> None:
     for split, part in (("train", slice(0, 18)), ("test", slice(18, 24))):
         rows = [f"{name},{int(cell != 'No Finding')}" for name, cell in list(cells.items())[part]]
         lines(tmp_path / "chestxray14" / f"{split}bin.csv", *rows)
-    with pytest.raises(ValueError, match=r"24 of 24 labels in split_files contradict .* 00000001_000.png: no finding against "
-                       "finding"):  # fmt: skip
+    sentence = r"24 of 24 labels in split_files contradict .* 00000001_000.png: no finding against finding"
+    with pytest.raises(ValueError, match=sentence):
         load("chestxray14-binary", data_root=tmp_path, split_files=".", **SMALL)
 
 
@@ -297,16 +302,30 @@ def test_missing_images_are_refused_or_left_out(tmp_path: Path) -> None:
     chestxray(tmp_path)
     for path in (tmp_path / "chestxray14" / "images_001" / "images").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"12 of 24 cases of chestxray14 have no image beneath .*skip_missing=True"):
+    with pytest.raises(
+        FileNotFoundError, match=r"12 of 24 cases of chestxray14 have no image beneath .*skip_missing=True"
+    ):
         load("chestxray14", data_root=tmp_path)
     data = load("chestxray14", data_root=tmp_path, skip_missing=True, **SMALL)
     assert len(everything(data)) == 12 and data.notes[0] == "12 cases without files left out."
 
 
+def test_copies_under_other_names_are_counted(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "img" / f"ISIC_{i:07d}.png", 10 * i if i < 5 else 20)
+    lines(tmp_path / "test.csv", *(f"ISIC_{i:07d}.png,1" for i in (4, 5)))
+    lines(tmp_path / "validation.csv", "ISIC_0000000.png,0")
+    lines(tmp_path / "train.csv", *(f"ISIC_{i:07d}.png,0" for i in range(1, 4)))
+    data = load("isic2017", data_root=tmp_path, split_files=".", **SMALL)
+    assert data.notes[-1] == "1 of 2 test images are in training as well, pixel by pixel, under other names."
+
+
 def test_a_name_at_two_places_is_refused(tmp_path: Path) -> None:
     isic(tmp_path)
     picture(tmp_path / "isic2017" / "more" / "ISIC_0000000.png", 9)
-    with pytest.raises(ValueError, match=r"ISIC_0000000 is at .*ISIC_0000000.jpg and at more.ISIC_0000000.png; leave one"):
+    with pytest.raises(
+        ValueError, match=r"ISIC_0000000 is at .*ISIC_0000000.jpg and at more.ISIC_0000000.png; leave one"
+    ):
         load("isic2017", data_root=tmp_path)
 
 

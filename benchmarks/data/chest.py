@@ -72,7 +72,7 @@ def _lungs_by_class(files: ImageFiles) -> pd.DataFrame | None:
 _LABELS = Collection(
     name="chestxray14",
     folder="chestxray14",
-    layout="Data_Entry_2017*.csv, images in any folders, train_val_list.txt and test_list.txt (if NIH's split is wanted)",
+    layout="Data_Entry_2017*.csv, images in any folders, and for NIH's split train_val_list.txt and test_list.txt",
     form="labels",
     classes=FINDINGS,
     annotations=_findings,
@@ -81,8 +81,8 @@ _LABELS = Collection(
     reading={**_GREY_BYTES, "resize": (224, 224)},
     limits={"max_train": 8000, "max_test": 2000},
     source=(
-        "ChestX-ray14 of the NIH Clinical Center (Wang et al., CVPR 2017); free to use, with citation and a link. Labels "
-        "mined from reports."
+        "ChestX-ray14 of the NIH Clinical Center (Wang et al., CVPR 2017; labels mined from reports); free to use, "
+        "with citation and a link."
     ),
 )
 _LUNGS = Collection(

@@ -1,11 +1,12 @@
-"""Public collections of 2D images in the layouts in which people have them: annotations, split and files found by name."""
+"""Public collections of 2D images in the layouts in which people have them; files are found by name."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.data.images import PLANE_SUFFIXES
-from medadv.benchmarks.data.reading import Reading, options_of, read_dataset
+from medadv.benchmarks.data.reading import options_of, read_dataset
 from medadv.benchmarks.data.splits import SplitOptions, settle
 from medadv.benchmarks.data.survey_splits import split_table
 from medadv.decisions import Decision, Multiclass, Multilabel
@@ -72,8 +73,8 @@ class Collection:
         layout: what must be in it, one sentence.
         form: what a case's reference is: ``"label"``, ``"labels"`` or ``"mask"``.
         classes: names in the order of the numbers.
-        annotations: the source's own tables and folders as ``name``, ``split`` (``""``: none) and ``label`` or ``mask``;
-            None: there are none.
+        annotations: the source's own tables and folders as ``name``, ``split`` (``""``: none) and ``label`` or
+            ``mask``; None: there are none.
         stem: what follows train and test in the names of the survey's split files.
         codes: class number in those files -> class number here; None: the same.
         patient: regular expression whose group is the patient in an image's name; None: the source names none.
@@ -105,9 +106,8 @@ class Collection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionOptions(Reading, SplitOptions):
-    """How a collection is read and split: those of :class:`~medadv.benchmarks.data.splits.SplitOptions` and
-    :class:`~medadv.benchmarks.data.reading.Reading`, and
+class CollectionOptions(SplitOptions):
+    """How a collection is read and split; see also :class:`~medadv.benchmarks.data.splits.SplitOptions`.
 
     Args:
         split_files: split files in the survey's forms (:mod:`medadv.benchmarks.data.survey_splits`), relative to the
@@ -117,10 +117,6 @@ class CollectionOptions(Reading, SplitOptions):
 
     split_files: str | Mapping[str, str] | None = None
     skip_missing: bool = False
-
-    def __post_init__(self) -> None:
-        Reading.__post_init__(self)
-        SplitOptions.__post_init__(self)
 
 
 def load_collection(row: Collection, *, seed: int = 0, data_root: str | Path | None = None, **options: Any) -> Dataset:
@@ -150,13 +146,16 @@ def load_collection(row: Collection, *, seed: int = 0, data_root: str | Path | N
     if row.patient is not None:
         table["patient"] = [_patient(row, name) for name in table["id"]]
     else:
-        notes.append("The source names no patients: two images of one may be in two splits, and intervals count images.")
+        notes.append(
+            "The source names no patients: two images of one may be in two splits, and intervals count images."
+        )
     everything = len(table)
     table, more = settle(table, given, name=row.name, seed=seed)
     if len(table) < everything and (given.max_train or given.max_test):
         more = (*more, f"{len(table):,} of {everything:,} cases are used.")
     decision = None if row.form == "mask" else row.decision
-    return read_dataset(table, given, name=row.name, source=row.source, decision=decision, notes=(*notes, *more))
+    data = read_dataset(table, given, name=row.name, source=row.source, decision=decision, notes=(*notes, *more))
+    return replace(data, notes=(*data.notes, *_copies(data)))
 
 
 def _cases(row: Collection, files: ImageFiles, given: CollectionOptions) -> pd.DataFrame:
@@ -178,7 +177,9 @@ def _cases(row: Collection, files: ImageFiles, given: CollectionOptions) -> pd.D
 def _compare(row: Collection, listed: pd.DataFrame, own: pd.DataFrame) -> None:
     """Refuses split files that contradict the source: a turned-round code would train and test the wrong question."""
     truth = {Path(name).stem: label for name, label in zip(own["name"], own["label"], strict=True)}
-    both = [(name, label) for name, label in zip(listed["name"], listed["label"], strict=True) if Path(name).stem in truth]
+    both = [
+        (name, label) for name, label in zip(listed["name"], listed["label"], strict=True) if Path(name).stem in truth
+    ]
     wrong = [(name, label) for name, label in both if truth[Path(name).stem] != label]
     if wrong:
         name, label = wrong[0]
@@ -199,19 +200,26 @@ def _find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The paths of every case; what has none is refused, or left out where that is asked for."""
     table = table.rename(columns={"name": "id"})
-    table["image"] = [files.image(name) for name in table["id"]]
+    table["image"] = pd.Series([files.image(name) for name in table["id"]], dtype=object)
     there = table["image"].notna()
     if row.form == "mask":
-        table["mask"] = [files.mask(name) for name in table["mask"]]
+        table["mask"] = pd.Series([files.mask(name) for name in table["mask"]], dtype=object)
         there &= table["mask"].notna()
     missing = int((~there).sum())
     if missing and (not given.skip_missing or missing == len(table)):
+        what = "image or mask" if row.form == "mask" else "image"
         raise FileNotFoundError(
-            f"{missing:,} of {len(table):,} cases of {row.name} have no image{' or mask' if row.form == 'mask' else ''} "
-            f"beneath {files.root}, such as {table['id'][~there].iloc[0]}; fetch them, or give skip_missing=True to go "
-            "without them."
+            f"{missing:,} of {len(table):,} cases of {row.name} have no {what} beneath {files.root}, such as "
+            f"{table['id'][~there].iloc[0]}; fetch them, or give skip_missing=True to go without them."
         )
     return table[there].reset_index(drop=True), [f"{missing:,} cases without files left out."] if missing else []
+
+
+def _copies(data: Dataset) -> Iterator[str]:
+    """A note if test images are in training as well: collections hold copies under other names."""
+    seen = {sha256(image.tobytes()).digest() for image in data.train.x}
+    if copies := sum(sha256(image.tobytes()).digest() in seen for image in data.test.x):
+        yield f"{copies:,} of {len(data.test):,} test images are in training as well, pixel by pixel, under other names."
 
 
 def _patient(row: Collection, name: str) -> str:
@@ -234,10 +242,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         try:
             table = pd.read_excel(path, dtype=str, keep_default_na=False)
         except ImportError as error:
-            raise ImportError(f"{path.name} is an Excel file ({error}); or save it as CSV under the same name.") from error
+            raise ImportError(
+                f"{path.name} is an Excel file ({error}); or save it as CSV under the same name."
+            ) from error
     names = {str(name).strip().lower(): name for name in table.columns}
     if missing := [column for column in columns if column.lower() not in names]:
-        raise ValueError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
+        raise ValueError(
+            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}."
+        )
     return pd.DataFrame({column: table[names[column.lower()]].str.strip() for column in columns})
 
 

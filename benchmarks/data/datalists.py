@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.data.folder import inside
-from medadv.benchmarks.data.reading import Reading, options_of, read_dataset
+from medadv.benchmarks.data.reading import options_of, read_dataset
 from medadv.benchmarks.data.splits import SplitOptions, settle
 
 _KEYS = {"train": ("training", "train"), "validation": ("validation", "val"), "test": ("test", "testing")}
@@ -45,9 +45,8 @@ class Volumes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatalistOptions(Reading, SplitOptions):
-    """How a datalist is read and split: those of :class:`~medadv.benchmarks.data.splits.SplitOptions` and
-    :class:`~medadv.benchmarks.data.reading.Reading`, and
+class DatalistOptions(SplitOptions):
+    """How a datalist is read and split; see also :class:`~medadv.benchmarks.data.splits.SplitOptions`.
 
     Args:
         datalist: the file, relative to the data set's folder; None: the names its row knows.
@@ -56,10 +55,6 @@ class DatalistOptions(Reading, SplitOptions):
 
     datalist: str | None = None
     patient: str | None = None
-
-    def __post_init__(self) -> None:
-        Reading.__post_init__(self)
-        SplitOptions.__post_init__(self)
 
 
 def load_datalist(row: Volumes, *, seed: int = 0, data_root: str | Path | None = None, **options: Any) -> Dataset:
@@ -123,7 +118,9 @@ def _labels(path: Path, content: Mapping[str, Any]) -> tuple[str, ...] | None:
     except (AttributeError, TypeError, ValueError):
         pairs = []
     if sorted(number for number, _ in pairs) != list(range(len(pairs))) or len(pairs) < 2:
-        raise ValueError(f"labels of {path.name} must number classes from 0 without gaps, one class each; got {labels}.")
+        raise ValueError(
+            f"labels of {path.name} must number classes from 0 without gaps, one class each; got {labels}."
+        )
     return tuple(str(name) for _, name in sorted(pairs))
 
 
@@ -134,15 +131,19 @@ def _table(root: Path, path: Path, content: Mapping[str, Any]) -> tuple[pd.DataF
         lists["train"] = _nnunet(root, path, content)
     rows: dict[str, list[tuple[Any, Path]]] = {}
     notes = []
-    for split, items in lists.items():
-        labelled = [_item(root, path, item) for item in items or () if isinstance(item, Mapping) and item.get("label")]
+    for split, items in ((split, items or []) for split, items in lists.items()):
+        labelled = [_item(root, path, item) for item in items if isinstance(item, Mapping) and item.get("label")]
         if labelled and len(labelled) < len(items):
-            raise ValueError(f"{path.name}: some cases of the list for {split} have a label and some not; give one list.")
+            raise ValueError(
+                f"{path.name}: some cases of the list for {split} have a label and some not; give one list."
+            )
         rows[split] = labelled
         if items and not labelled:
-            notes.append(f"The {len(items)} cases of the list for {split} have no labels and are left out.")
+            notes.append(f"The list for {split} has no labels and is left out ({len(items)}).")
     if not any(rows.values()):
-        raise ValueError(f"{path.name} names no case with an image and a label; its lists are training, validation, test.")
+        raise ValueError(
+            f"{path.name} names no case with an image and a label; its lists are training, validation, test."
+        )
     if not rows["test"] and rows["validation"]:
         rows["test"], rows["validation"] = rows["validation"], []
         notes.append("The validation list is used as test.")
@@ -165,8 +166,7 @@ def _first(image: Path | tuple[Path, ...]) -> Path:
 
 def _item(root: Path, path: Path, item: Mapping[str, Any]) -> tuple[Any, Path]:
     image, label = item.get("image"), item.get("label")
-    several = isinstance(image, Sequence) and not isinstance(image, str)
-    names = list(image) if several else [image]  # type: ignore[arg-type]
+    names: list[Any] = image if isinstance(image, list) else [image]
     if not names or not all(isinstance(name, str) for name in [*names, label]):
         raise ValueError(f"{path.name}: {json.dumps(dict(item))[:120]} is no case; give image and label as file names.")
     paths = tuple(inside(root, ".", name) for name in names)

@@ -21,7 +21,9 @@ _SEPARATOR = ";"
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions(Reading):
-    """How a folder is read. Paths are relative to ``data_root``.
+    """How a folder is read; see also :class:`~medadv.benchmarks.data.reading.Reading`.
+
+    Paths are relative to ``data_root``.
 
     Args:
         csv: the table of cases.

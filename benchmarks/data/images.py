@@ -98,7 +98,7 @@ def _volume(path: Path, channels: int | str | None) -> Stored:
             raise ValueError(f"it has {array.shape[-1]} channels, counted from 0, and channels={channels} is asked for")
         array = array[..., channels : channels + 1]
     values = torch.as_tensor(np.ascontiguousarray(np.moveaxis(array, -1, 0), dtype=np.float32))
-    volume = Orientation(axcodes="RAS", labels=None)(MetaTensor(values, affine=meta["affine"]))
+    volume: Any = Orientation(axcodes="RAS", labels=None)(MetaTensor(values, affine=meta["affine"]))
     spacing = tuple(float(mm) for mm in np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0))
     return Stored(np.asarray(volume, dtype=np.float32), spacing)
 

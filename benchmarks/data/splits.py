@@ -1,4 +1,4 @@
-"""Splits with patients apart: checked where a source published one, dealt where it did not, cut where they are large."""
+"""Splits with patients apart: checked where a source published one, dealt where it did not, cut where large."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.model_selection import GroupShuffleSplit
 
 from medadv.benchmarks.data.base import SPLITS
+from medadv.benchmarks.data.reading import Reading
 from medadv.names import unknown_name
 
 RULES = ("patient", "published")
@@ -18,8 +19,8 @@ CARVED = 0.1  # of the training patients, where no validation was published
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions:
-    """Which cases are in which split.
+class SplitOptions(Reading):
+    """Which cases are in which split, and how their files are read (:class:`~medadv.benchmarks.data.reading.Reading`).
 
     Args:
         split: None: the published split, refused if a patient is on two sides of it; where none was published, as
@@ -35,6 +36,7 @@ class SplitOptions:
     max_test: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split is not None and self.split not in RULES:
             raise unknown_name("split", self.split, RULES)
         for name in ("max_train", "max_test"):
@@ -150,8 +152,8 @@ def _apart(table: pd.DataFrame, rule: str | None, name: str) -> tuple[pd.DataFra
     gone = pd.Series(False, index=table.index)
     for (first, _), who in shared.items():
         gone |= (table["split"] == first) & _owners(table).isin(who)
-    note = f"The published split shares {told}: {_count(int(gone.sum()), 'case')} of theirs taken out of what comes before."
-    return table[~gone], [note]
+    cases = _count(int(gone.sum()), "case")
+    return table[~gone], [f"The published split shares {told}: {cases} of theirs taken out of what comes before."]
 
 
 def _cut(table: pd.DataFrame, given: SplitOptions, seed: int) -> pd.DataFrame:

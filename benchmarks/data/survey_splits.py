@@ -130,9 +130,7 @@ def split_table(
         if read.form != form:
             raise ValueError(f"{path.name} holds {FORMS[read.form]}; this data set needs {FORMS[form]}.")
         values = list(read.values) if form == "mask" else _numbers(path, read, classes, codes)
-        parts.append(
-            pd.DataFrame({"name": read.names, "split": split, "mask" if form == "mask" else "label": values})
-        )
+        parts.append(pd.DataFrame({"name": read.names, "split": split, "mask" if form == "mask" else "label": values}))
     table = pd.concat(parts, ignore_index=True)
     if (twice := table["name"].duplicated()).any():
         raise ValueError(f"{table['name'][twice].iloc[0]} is in two split files; leave it in one.")

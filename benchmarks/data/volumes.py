@@ -21,8 +21,9 @@ DATALISTS = (
         "datalist/btcv",
         "btcv",
         ("dataset_synapse_18_12.json", "dataset_0.json", "dataset.json"),
-        ("background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
-         "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland"),
+        ("background", "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach",
+         "aorta", "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland",
+         "left adrenal gland"),
         reading=_ABDOMEN,
         source="BTCV, Multi-Atlas Labeling Beyond the Cranial Vault (synapse.org, syn3193805); on registration.",
     ),
@@ -31,7 +32,8 @@ DATALISTS = (
         "abdomenct-1k",
         ("dataset_abdomen.json", "dataset.json"),
         ("background", "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava",
-         "right adrenal gland", "left adrenal gland", "gallbladder", "oesophagus", "stomach", "duodenum", "left kidney"),
+         "right adrenal gland", "left adrenal gland", "gallbladder", "oesophagus", "stomach", "duodenum",
+         "left kidney"),
         reading=_ABDOMEN,
         limits={"max_train": 50, "max_test": 50},
         source="AbdomenCT-1K (Ma et al., IEEE TPAMI 44(10), 2022), organs of FLARE 2022; terms: their pages.",
@@ -73,7 +75,9 @@ _TASKS: dict[str, dict[str, Any]] = {
 }
 _FEW = {"max_train": 40, "max_test": 20}  # a case of these takes about 100 MB
 DECATHLON = tuple(
-    Volumes(f"decathlon/{task}", task, reading=reading, limits={} if task[4:6] in ("02", "04", "05") else _FEW, source=_MSD)
+    Volumes(
+        f"decathlon/{task}", task, reading=reading, limits={} if task[4:6] in ("02", "04", "05") else _FEW, source=_MSD
+    )
     for task, reading in _TASKS.items()
 )
 ANY = Volumes("datalist", "datalist")
