@@ -317,7 +317,7 @@ def test_copies_under_other_names_are_counted(tmp_path: Path) -> None:
     lines(tmp_path / "validation.csv", "ISIC_0000000.png,0")
     lines(tmp_path / "train.csv", *(f"ISIC_{i:07d}.png,0" for i in range(1, 4)))
     data = load("isic2017", data_root=tmp_path, split_files=".", **SMALL)
-    assert data.notes[-1] == "1 of 2 test images are in training as well, pixel by pixel, under other names."
+    assert data.notes[-1] == "1 of 2 test images are in training too, pixel by pixel, under other names."
 
 
 def test_a_name_at_two_places_is_refused(tmp_path: Path) -> None:

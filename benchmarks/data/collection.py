@@ -219,7 +219,7 @@ def _copies(data: Dataset) -> Iterator[str]:
     """A note if test images are in training as well: collections hold copies under other names."""
     seen = {sha256(image.tobytes()).digest() for image in data.train.x}
     if copies := sum(sha256(image.tobytes()).digest() in seen for image in data.test.x):
-        yield f"{copies:,} of {len(data.test):,} test images are in training as well, pixel by pixel, under other names."
+        yield f"{copies:,} of {len(data.test):,} test images are in training too, pixel by pixel, under other names."
 
 
 def _patient(row: Collection, name: str) -> str:

@@ -138,6 +138,7 @@ def read_dataset(
         decision = Multiclass(len(classes), background=given.background)
     y = pile.masks or [np.asarray(label) for label in table["label"]]
     splits = {split: _cases(table, split, x, y, decision) for split in SPLITS}
+    x.clear()  # what follows needs room of the size of a split
     for cases in splits.values():
         intensity.check(torch.as_tensor(cases.x))
     spacing, more = pile.common_spacing()
@@ -191,8 +192,9 @@ class _Pile:
         low = least if given.low is None else float(given.low)
         high = greatest if given.high is None else float(given.high)
         x = [stored.values for stored in self.images]
+        self.images.clear()
         if given.scale_to_unit:
-            return Intensity(0.0, 1.0), [((image - low) / np.float32(high - low)).astype(np.float32) for image in x]
+            return Intensity(0.0, 1.0), x
         window = given.window
         if isinstance(window, str):
             start, stop = np.percentile(np.concatenate(self.values), (0.5, 99.5)).tolist()
@@ -212,7 +214,11 @@ class _Pile:
         return tuple(float(mm) for mm in mean), ()
 
     def _shaped(self, stored: Stored, fill: float) -> Stored:
-        return Stored(self.given.geometry.image(stored.values, fill=fill, spacing=stored.spacing), None)
+        given = self.given
+        image = given.geometry.image(stored.values, fill=fill, spacing=stored.spacing)
+        if given.scale_to_unit and given.low is not None and given.high is not None:
+            image = ((image - given.low) / np.float32(given.high - given.low)).astype(np.float32)
+        return Stored(image, None)
 
 
 def _read_channels(image: Path | tuple[Path, ...], given: Reading) -> Stored:
@@ -280,7 +286,7 @@ def _cases(
     label_type = np.uint8 if isinstance(decision, Multilabel) else np.int64
     return Cases(
         np.stack([x[i] for i in rows]),
-        np.stack([y[i] for i in rows]).astype(label_type),
+        np.stack([y[i] for i in rows]).astype(label_type, copy=False),
         tuple(chosen["id"]),
         tuple(chosen["patient"]) if "patient" in table else None,
     )
