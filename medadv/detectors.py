@@ -22,7 +22,7 @@ from medadv.objectives.evasion import rejected, split
 from medadv.victims import Features, Loss, logits_in
 
 Detector = Callable[[Any], Tensor]
-LOOKS_AT = ("images", "logits", "features")
+LOOKS_AT = ("images", "logits", "features", "output")
 
 
 class _WithDetector:
@@ -111,8 +111,8 @@ class Guarded(WrappedVictim):
         if self.on == "logits":
             return logits_in(output)
         if not isinstance(output, Features):
-            raise TypeError("on='features' needs a model that shows them; wrap it in medadv.features.FeatureVictim.")
-        return output.features
+            raise TypeError(f"on={self.on!r} needs a model that shows them; wrap it in medadv.features.FeatureVictim.")
+        return output if self.on == "output" else output.features
 
     def logits(self, x: Tensor) -> Tensor:
         output = self.inner.logits(x)
@@ -194,7 +194,8 @@ def guarded(
             in inference mode and left as found.
         threshold: the image is rejected where its score exceeds this; fix it on validation data.
         on: what the detector is called with: ``"images"`` ``(N, C, *S)``, ``"logits"`` ``(N, C)`` or ``"features"``
-            (the mapping that a :class:`~medadv.features.FeatureVictim` shows).
+            (the mapping that a :class:`~medadv.features.FeatureVictim` shows) or ``"output"`` (its
+            :class:`~medadv.victims.Features`, logits and features).
         weight: what a unit of the score weighs against the objective of the diagnosis; a search runs from a tenth to
             ten times of it, so its order of magnitude matters: about the logits' slope over the score's.
 
