@@ -131,7 +131,9 @@ def fit_kernel_density(
         raise ValueError(f"bandwidth={bandwidth!r} must be a finite number above 0, or None to choose the likeliest.")
     counts = target.bincount(minlength=victim.decision.channels)
     if int(counts.min()) < 2:
-        raise ValueError(f"the classes have {', '.join(map(str, counts.tolist()))} clean cases; give at least 2 of each.")
+        raise ValueError(
+            f"the classes have {', '.join(map(str, counts.tolist()))} clean cases; give at least 2 of each."
+        )
     inside, _ = activations(victim, x, batch_size)
     references = {layer: [h[target == c] for c in range(len(counts))] for layer, h in inside.items()}
     chosen = {
@@ -154,7 +156,9 @@ def likeliest_bandwidth(members: Sequence[Tensor]) -> float:
         True
     """
     distances = [squared_distances(h[:MOST_REFERENCES], h[:MOST_REFERENCES]) for h in members]
-    scale = torch.cat([d[d > 0] for d in distances]).median().sqrt().item() if any(bool(d.any()) for d in distances) else 1
+    scale = (
+        torch.cat([d[d > 0] for d in distances]).median().sqrt().item() if any(bool(d.any()) for d in distances) else 1
+    )
     grid = [scale * 2 ** (step / 2) for step in range(-14, 5)]
     width = members[0].shape[1]
 

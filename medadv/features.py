@@ -135,7 +135,9 @@ def last_hidden_layer(estimator: Any, x: Tensor) -> str:
 
     def seen(name: str, module: nn.Module, output: Any) -> None:
         # what only reshapes or drops shows nothing that the layer before it does not
-        if isinstance(output, Tensor) and not isinstance(module, nn.Flatten | nn.Identity | nn.modules.dropout._DropoutNd):
+        if isinstance(output, Tensor) and not isinstance(
+            module, nn.Flatten | nn.Identity | nn.modules.dropout._DropoutNd
+        ):
             ran.append((name, len(output)))
 
     hooks = [
@@ -283,9 +285,7 @@ def fit_statistics(
             f"{max(2, components)} of each."
         )
     inside, _ = activations(victim, x, batch_size)
-    by_class = {
-        layer: [h[(target == c) & valid].numpy() for c in range(len(classes))] for layer, h in inside.items()
-    }
+    by_class = {layer: [h[(target == c) & valid].numpy() for c in range(len(classes))] for layer, h in inside.items()}
     _tell_thin_classes(inside, int(classes.sum() if tied else classes.min()))
     if tied:
         return _tied(by_class, regularisation)

@@ -150,15 +150,15 @@ class Smoothed(WrappedVictim):
             TypeError: voxels or labels that overlap, whose joint certificate needs other bounds (arXiv 2107.00228).
         """
         if not self.certifies:
-            raise TypeError("radii are for one of several classes per image; for voxels and labels only votes are given.")
+            raise TypeError(
+                "radii are for one of several classes per image; for voxels and labels only votes are given."
+            )
         chosen = self.votes(x, part=1).counts.argmax(1)
         votes = self.votes(x, n, part=2).counts.gather(1, chosen[:, None])[:, 0]
         return chosen.cpu().numpy(), certified_radius(votes.cpu().numpy(), n, self.sigma, self.alpha)
 
 
-def smoothed(
-    estimator: Any, sigma: float | str, *, n: int = 100, alpha: float = 0.001, seed: int = 0
-) -> Smoothed:
+def smoothed(estimator: Any, sigma: float | str, *, n: int = 100, alpha: float = 0.001, seed: int = 0) -> Smoothed:
     """Randomised smoothing as a prediction rule (arXiv 1902.02918): the majority vote of noisy copies.
 
     The noise is Gaussian and added to the image as it is stored, before the model's own windowing; noisy values may

@@ -67,7 +67,8 @@ def test_why_total_variation_has_one_norm(norm, right):
     rng = np.random.default_rng(0)
     x, z, nothing = rng.random((6, 5)), rng.random(30), np.zeros((6, 5), dtype=int)
     ends = [
-        [TotalVarMin._loss_func(z + step * unit, x, nothing, norm, 1.0) for step in (1e-6, -1e-6)] for unit in np.eye(30)
+        [TotalVarMin._loss_func(z + step * unit, x, nothing, norm, 1.0) for step in (1e-6, -1e-6)]
+        for unit in np.eye(30)
     ]
     numeric = np.array([(a - b) / 2e-6 for a, b in ends])
     assert np.allclose(TotalVarMin._deri_loss_func(z, x, nothing, norm, 1.0), numeric, atol=1e-4) == right
