@@ -1,7 +1,7 @@
-"""ART's preprocessing defences, where they are right for medical images in 2D and 3D; the others are refused with a reason.
+"""ART's preprocessing defences, where they are right for medical images in 2D and 3D; others are refused.
 
-ART reads five axes as video, with the first spatial axis as time, and some of its defences expect channels last or
-grey values in [0, 1]. Here they run on the intensity window as [0, 1], and those for pictures on the planes of the first
+ART reads five axes as video, with the first spatial axis as time, and some of its defences expect channels last or grey
+values in [0, 1]. Here they run on the intensity window as [0, 1], and those for pictures on the planes of the first
 two spatial axes, channel by channel and slice by slice.
 """
 
@@ -110,8 +110,8 @@ REFUSED = {
 def art_preprocessor(name: str, intensity: Intensity, **options: Any) -> Callable[[Tensor], Tensor]:
     """One of ART's preprocessing defences as a transform of images ``(N, C, H, W)`` or ``(N, C, H, W, D)``.
 
-    Values are cut off at the intensity window (where there is none, at the range), in which the defence works. It has no
-    gradient: put it before a model with :func:`medadv.adaptive.bpda`, random ones inside
+    Values are cut off at the intensity window (where there is none, at the range), in which the defence works. It has
+    no gradient: put it before a model with :func:`medadv.adaptive.bpda`, random ones inside
     :func:`medadv.adaptive.eot`.
 
     Args:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
+from monai.config import NdarrayOrTensor
 from monai.transforms import (
     AdjustContrast,
     GaussianSmooth,
@@ -65,7 +66,7 @@ class Accident:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
 
-Apply = Callable[[Tensor, float, Accident], Tensor]
+Apply = Callable[[Tensor, float, Accident], NdarrayOrTensor]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _along_phase(values: Tensor, image: Tensor) -> Tensor:
     return values.view(1, *[-1 if axis == PHASE_AXIS else 1 for axis in range(1, image.ndim)])
 
 
-def motion(image: Tensor, amount: float, accident: Accident) -> Tensor:
+def motion(image: Tensor, amount: float, accident: Accident) -> NdarrayOrTensor:
     """Movement between k-space lines: those of high frequency are measured of an image shifted within the plane.
 
     Four times, at drawn lines before and after the middle of the measurement, the patient moves from rest by ``amount``
@@ -129,10 +130,11 @@ def motion(image: Tensor, amount: float, accident: Accident) -> Tensor:
     return Fourier.inv_shift_fourier(k * phase, dims)
 
 
-def ghosting(image: Tensor, strength: float, accident: Accident) -> Tensor:
+def ghosting(image: Tensor, strength: float, accident: Accident) -> NdarrayOrTensor:
     """Periodic loss of signal: every second to fourth k-space line (drawn) is weaker by ``strength``.
 
-    Only strengths change and no phase, and the lines about zero are kept, so ghosts appear beside the anatomy, which stays.
+    Only strengths change and no phase, and the lines about zero are kept, so ghosts appear beside the anatomy, which
+    stays.
     """
     frequencies, dims = _lines(image), image.ndim - 1
     every = 2 + int(accident.uniform(1) * 3)
@@ -141,7 +143,7 @@ def ghosting(image: Tensor, strength: float, accident: Accident) -> Tensor:
     return Fourier.inv_shift_fourier(k * _along_phase(1 - strength * weak, image), dims)
 
 
-def spike(image: Tensor, strength: float, accident: Accident) -> Tensor:
+def spike(image: Tensor, strength: float, accident: Accident) -> NdarrayOrTensor:
     """Stripes of one drawn frequency with an amplitude of ``strength``."""
     shares = 0.1 + 0.3 * accident.uniform(image.ndim - 1)
     sides = torch.where(accident.uniform(image.ndim - 1) < 0.5, -1, 1)
@@ -149,21 +151,25 @@ def spike(image: Tensor, strength: float, accident: Accident) -> Tensor:
     return KSpaceSpikeNoise(tuple(places), math.log(strength * image[0].numel()))(image.double())
 
 
-def bias_field(image: Tensor, amount: float, accident: Accident) -> Tensor:
+def _seeded(transform: Any, image: Tensor, accident: Accident) -> NdarrayOrTensor:
+    transform.set_random_state(accident.seed)
+    found: NdarrayOrTensor = transform(image)
+    return found
+
+
+def bias_field(image: Tensor, amount: float, accident: Accident) -> NdarrayOrTensor:
     """A smooth multiplicative field, the exponential of a polynomial of degree 3 with coefficients up to ``amount``."""
-    return RandBiasField(coeff_range=(-amount, amount), prob=1).set_random_state(accident.seed)(image)
+    return _seeded(RandBiasField(coeff_range=(-amount, amount), prob=1), image, accident)
 
 
-def rician(image: Tensor, sigma: float, accident: Accident) -> Tensor:
+def rician(image: Tensor, sigma: float, accident: Accident) -> NdarrayOrTensor:
     """The noise of MR magnitude images."""
-    noise = RandRicianNoise(prob=1, std=sigma, sample_std=False)
-    return noise.set_random_state(accident.seed)(image)
+    return _seeded(RandRicianNoise(prob=1, std=sigma, sample_std=False), image, accident)
 
 
-def gaussian(image: Tensor, sigma: float, accident: Accident) -> Tensor:
+def gaussian(image: Tensor, sigma: float, accident: Accident) -> NdarrayOrTensor:
     """Noise of the detector, in modalities other than MR."""
-    noise = RandGaussianNoise(prob=1, std=sigma, sample_std=False)
-    return noise.set_random_state(accident.seed)(image)
+    return _seeded(RandGaussianNoise(prob=1, std=sigma, sample_std=False), image, accident)
 
 
 def _longest(image: Tensor, accident: Accident) -> float:
@@ -171,13 +177,13 @@ def _longest(image: Tensor, accident: Accident) -> float:
     return max(size * step for size, step in zip(image.shape[1:], accident.spacing))
 
 
-def blur(image: Tensor, amount: float, accident: Accident) -> Tensor:
+def blur(image: Tensor, amount: float, accident: Accident) -> NdarrayOrTensor:
     """Gaussian blur with a standard deviation of ``amount`` percent of the longest side, equal along all axes in mm."""
     sigma = amount / 100 * _longest(image, accident)
     return GaussianSmooth(sigma=[sigma / step for step in accident.spacing])(image)
 
 
-def low_resolution(image: Tensor, zoom: float, accident: Accident) -> Tensor:
+def low_resolution(image: Tensor, zoom: float, accident: Accident) -> NdarrayOrTensor:
     """Voxels ``1 / zoom`` as large as the finest, and back by interpolation; axes that are coarser already stay."""
     finest = min(accident.spacing)
     sizes = [
@@ -187,12 +193,12 @@ def low_resolution(image: Tensor, zoom: float, accident: Accident) -> Tensor:
     return Resize(image.shape[1:], mode=mode)(Resize(sizes, mode=mode, anti_aliasing=True)(image))
 
 
-def gibbs(image: Tensor, alpha: float, accident: Accident) -> Tensor:
+def gibbs(image: Tensor, alpha: float, accident: Accident) -> NdarrayOrTensor:
     """Ringing at edges, as the high frequencies were not measured."""
     return GibbsNoise(alpha)(image)
 
 
-def gamma(image: Tensor, exponent: float, accident: Accident) -> Tensor:
+def gamma(image: Tensor, exponent: float, accident: Accident) -> NdarrayOrTensor:
     """Grey values inside the window, from the image's least to its greatest, to the power of ``exponent``."""
     start, width = accident.window
     v = (image - start) / width
@@ -201,12 +207,12 @@ def gamma(image: Tensor, exponent: float, accident: Accident) -> Tensor:
     return start + width * (AdjustContrast(exponent)(inside) + v - inside)
 
 
-def contrast(image: Tensor, loss: float, accident: Accident) -> Tensor:
+def contrast(image: Tensor, loss: float, accident: Accident) -> NdarrayOrTensor:
     """Grey values nearer to the image's mean by the share ``loss``."""
     return ScaleIntensityFixedMean(factor=-loss)(image)
 
 
-def brightness(image: Tensor, offset: float, accident: Accident) -> Tensor:
+def brightness(image: Tensor, offset: float, accident: Accident) -> NdarrayOrTensor:
     """All grey values shifted."""
     return ShiftIntensity(offset)(image)
 
@@ -215,8 +221,8 @@ CORRUPTIONS = {row.name: row for row in (
     Corruption("motion", "the patient moves between k-space lines, the middle ones measured at rest",
                "its Fourier (no such transform)", (0.5, 1.0, 1.5, 2.0, 3.0), "shift, % of the longest side", motion,
                mr=True),
-    Corruption("ghosting", "periodic loss of signal in k-space, but for the middle lines",
-               "its Fourier (no such transform)", (0.15, 0.3, 0.45, 0.6, 0.8), "share of the lines' signal lost", ghosting,
+    Corruption("ghosting", "periodic loss of signal in k-space",
+               "its Fourier (no such transform)", (0.15, 0.3, 0.45, 0.6, 0.8), "share of the lines lost", ghosting,
                mr=True),
     Corruption("spike", "stripes of one frequency", "KSpaceSpikeNoise", (0.02, 0.04, 0.06, 0.09, 0.13),
                "amplitude, share of the window", spike, mr=True),
@@ -293,7 +299,8 @@ def corrupted(
         Images like ``x``; their references stay right.
 
     Raises:
-        ValueError: an unknown name, another severity, MR's accidents on images in HU, ids or a spacing of another number.
+        ValueError: an unknown name, another severity, MR's accidents on images in HU, ids or a spacing of another
+            number.
 
     Example:
         >>> import torch

@@ -125,7 +125,8 @@ def last_hidden_layer(estimator: Any, x: Tensor) -> str:
         >>> import torch
         >>> from medadv.adapters import MonaiClassifier
         >>> from medadv.decisions import Multiclass
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
         >>> last_hidden_layer(MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2)), torch.rand(1, 1, 4, 4))
         '1'
     """

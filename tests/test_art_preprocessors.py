@@ -1,4 +1,4 @@
-"""ART's preprocessing defences on medical images: the right axes, the right grey values, refused where they can't be."""
+"""ART's preprocessing defences on medical images: right axes, right grey values, else refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Natural corruptions: worse with severity, the same for a case whatever its batch, in range, and anatomy stays in place."""
+"""Natural corruptions: worse with severity, drawn per case, in range, and anatomy stays in place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Randomised smoothing: the certificate is the paper's formula, the vote that of linear algebra, the attack a strong one."""
+"""Randomised smoothing: the certificate is the paper's formula, votes are counted right, attacks see through."""
 
 from __future__ import annotations
-
 
 import numpy as np
 import pytest
