@@ -29,6 +29,8 @@ from medadv.features import FeatureVictim, last_hidden_layer
 from medadv.objectives.evasion import rejected, split
 from medadv.smoothing import noisy, smoothed
 
+# endpoints of a detector that mean nothing in a worst case over attacks
+OF_ONE_ATTACK = ("detection_auc", "rejected")
 Row = tuple[str, str, float, float, float]
 # of the balanced weight: which of them evades best differs with the detector
 WEIGHTS = (0.1, 0.3, 1.0)
@@ -43,6 +45,7 @@ class Defended(ABC):
         deployed: what the clinic runs.
         views: what an attacker who knows the defence looks at, one after the other.
         differentiable: what diagnostics of gradients look at.
+        facts: what was measured or found when it was built, for the leaderboard's provenance.
     """
 
     deployed: Any
@@ -50,7 +53,7 @@ class Defended(ABC):
     differentiable: Any
 
     def __init__(self, estimator: Estimator) -> None:
-        self.undefended = estimator
+        self.facts: dict[str, Any] = {}
         self.decision = estimator.decision
         self.intensity = estimator.intensity
         self.segments = estimator.segments
@@ -91,6 +94,7 @@ class Detecting(Defended):
             guarded(shown, detector, threshold=threshold, on=detector.on, weight=weight) for weight in weights
         ]
         self.deployed = self.views[0]
+        self.facts = {"layers": list(layers), "threshold": threshold, "weights": list(weights)}
         self.differentiable = estimator.victim()
 
     def _run(self, x: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medadv.attacks import create, recipe_of
 from medadv.benchmarks.data.base import Dataset
-from medadv.benchmarks.defences import Defended, Row, frame_of
+from medadv.benchmarks.defences import OF_ONE_ATTACK, Defended, Row, frame_of
 from medadv.benchmarks.endpoints import Diagnosis
 from medadv.benchmarks.evaluate import Crafted, Evaluation, Evaluator, Outcome, Planned
 from medadv.diagnostics import Finding, repeatable, zero_gradients
@@ -77,12 +77,13 @@ class DefendedEvaluator(Evaluator):
         worst.verdict = np.array(picked)
         return self._with_rows(worst, self._rows(self.clean, worst))
 
-    def through(self, planned: Planned, eps: float | str | None) -> Outcome:
+    def through(self, planned: Planned, eps: float | str | None, *, keep_images: bool = False) -> Outcome:
         """The attack on every view of the defended model, per case the worst."""
         outcomes = []
         for number, view in enumerate(self.defence.views):
             self._view = view
-            outcomes.append(self.attack(replace(planned, title=f"{planned.label} {number}"), eps))
+            one = replace(planned, title=f"{planned.label} {number}")
+            outcomes.append(self.attack(one, eps, keep_images=keep_images))
         worst = outcomes[0] if len(outcomes) == 1 else self.worst_case(outcomes)
         return replace(worst, attack=f"{planned.label} ({ADAPTIVE})", settings=outcomes[0].settings, worst_attack=None)
 
@@ -141,9 +142,17 @@ class DefenceTrials:
     Args:
         evaluators: per title a defended model.
         attacks: per title the attacks it has to stand.
+        keep_images: keep the adversarial images of every worst case.
     """
 
-    def __init__(self, evaluators: Mapping[str, DefendedEvaluator], attacks: Mapping[str, Sequence[Planned]]) -> None:
+    def __init__(
+        self,
+        evaluators: Mapping[str, DefendedEvaluator],
+        attacks: Mapping[str, Sequence[Planned]],
+        *,
+        keep_images: bool = False,
+    ) -> None:
+        self.keep_images = keep_images
         self.evaluators = evaluators
         self.attacks = attacks
         self.found: dict[str, list[Outcome]] = {title: [] for title in evaluators}
@@ -153,14 +162,15 @@ class DefenceTrials:
         """To be called with the images of each attack on the undefended model."""
         for title, evaluator in self.evaluators.items():
             if crafted.planned.name == "noise":
-                self.found[title].append(evaluator.judge(crafted))
+                self.found[title].append(evaluator.judge(crafted, keep_images=self.keep_images))
             elif crafted.planned.label in [planned.label for planned in self.attacks[title]]:
                 self._try(title, evaluator, crafted, eps)
 
     def _try(self, title: str, evaluator: DefendedEvaluator, crafted: Crafted, eps: float | str | None) -> None:
         label = crafted.planned.label
-        unaware = evaluator.judge(crafted, attack=f"{label} ({UNAWARE})", access=GRAY_BOX)
-        adaptive = evaluator.through(crafted.planned, eps)
+        keep = self.keep_images
+        unaware = evaluator.judge(crafted, keep_images=keep, attack=f"{label} ({UNAWARE})", access=GRAY_BOX)
+        adaptive = evaluator.through(crafted.planned, eps, keep_images=keep)
         self.found[title] += [unaware, adaptive]
         gap = float(np.nanmean(adaptive.scores) - np.nanmean(unaware.scores))
         self._gaps[title] = max(self._gaps[title], gap)
@@ -174,7 +184,12 @@ class DefenceTrials:
         outcomes = [evaluator.clean]
         for group in dict.fromkeys((outcome.threat, outcome.eps) for outcome in found):
             of_group = [outcome for outcome in found if (outcome.threat, outcome.eps) == group]
-            outcomes += [*of_group, evaluator.worst_case(of_group)]
+            worst = evaluator.worst_case(of_group)
+            # cases that nothing turned show the first image tried, so shares of alarms would tell nothing there
+            worst.endpoints = worst.endpoints[~worst.endpoints.endpoint.isin(OF_ONE_ATTACK)]
+            for outcome in of_group:
+                outcome.images = None  # kept once, in the worst case
+            outcomes += [*of_group, worst]
         gap = self._gaps[title]
         # an attack that knows more and finds less has not been adapted well enough, and the number is too good
         weaker = Finding("adaptive", gap, f"adaptive-weaker=+{gap:.3f}" if gap > _TOLERANCE else "")

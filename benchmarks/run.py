@@ -219,7 +219,7 @@ class _Run:
                 evaluators[title] = DefendedEvaluator(
                     defence, data, batch_size=task.batch_size, seed=self.suite.seed, test_cases=task.test_cases
                 )
-        return DefenceTrials(evaluators, through)
+        return DefenceTrials(evaluators, through, keep_images=self.save)
 
     def _evaluate(
         self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
@@ -246,21 +246,33 @@ class _Run:
         self.board.add(entry, result)
         self._keep_images(entry, result)
         for title, defended in trials.evaluations().items():
-            self.board.add(replace(entry, training=f"{name}+{title}"), defended)
+            behind = replace(entry, training=f"{name}+{title}")
+            self.board.add(behind, defended)
+            self.board.meta.setdefault("defences", {})[_label(behind)] = {
+                **trials.evaluators[title].defence.facts,
+                "attacks": [attack.label for attack in trials.attacks[title]],
+            }
+            self._save_images(behind, defended)
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
-        label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
         if result.segments:
-            self.galleries.append(worst_cases(label, result))
+            self.galleries.append(worst_cases(_label(entry), result))
+        self._save_images(entry, result)
+
+    def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                path = self.folder / "adversarials" / f"{label}-{outcome.threat}-{outcome.eps:.5g}.npz"
+                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}-{outcome.eps:.5g}.npz"
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
         """Writes tables and report of all tasks so far."""
         write_tables(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
+
+
+def _label(entry: Entry) -> str:
+    return f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
 
 
 def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec | None]]:

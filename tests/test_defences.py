@@ -109,13 +109,16 @@ def test_endpoints_of_a_detector_are_read_off_its_scores(detected, name, attack)
     score = table[table.endpoint == "detector_score"]
     assert score.case.tolist() == list(data.test.ids)
     cohort = table[table.case == "all"].set_index("endpoint")
+    cases = board.cases[(board.cases.training == f"natural+{name}") & (board.cases.attack == attack)]
+    assert cohort.adversarial["joint_evasion"] == (cases.adversarial < 1).mean()
+    assert ("detection_auc" in cohort.index) == ("rejected" in cohort.index) == (attack != "worst-case")
+    if attack == "worst-case":  # over attacks only the share that got through means something
+        return
     truth = np.repeat([False, True], len(score))
     expected = 0.5 if attack == "none" else metrics.auc(np.concatenate([score.clean, score.adversarial]), truth)
     assert cohort.adversarial["detection_auc"] == pytest.approx(expected)
     assert cohort.clean["rejected"] == (score.clean > 0).mean()
     assert cohort.adversarial["rejected"] == (score.adversarial > 0).mean()
-    cases = board.cases[(board.cases.training == f"natural+{name}") & (board.cases.attack == attack)]
-    assert cohort.adversarial["joint_evasion"] == (cases.adversarial < 1).mean()
 
 
 def test_the_threshold_rejects_at_most_its_share_of_validation_cases():
@@ -246,7 +249,12 @@ def test_a_suite_names_corruptions_and_defences(discs_by_name, tmp_path):  # noq
         corruptions=["blur", "darker"],
         defences={"squeezed": {"kind": "preprocessor", "name": "feature-squeezing", "trainings": ["natural"]}},
     )
-    frame = run_suite(suite, out=tmp_path).frame
+    board = run_suite(suite, out=tmp_path, save_adversarials=True)
+    frame = board.frame
+    assert board.meta["defences"] == {"discs-unet-natural+squeezed-0": {"attacks": ["pgd-dice"]}}
+    saved = tmp_path / "adversarials" / f"discs-unet-natural+squeezed-0-linf-{8 / 255:.5g}.npz"
+    with np.load(saved, allow_pickle=False) as file:
+        assert np.abs(file["images"] - segmentation(2).test.x).max() <= 8 / 255
     assert frame.training.drop_duplicates().tolist() == ["none", "natural", "natural+squeezed", "pgd-at"]
     corrupted = frame[frame.threat.str.startswith("corruption:")]
     assert corrupted.groupby(["training", "attack"]).size().eq(5).all()
@@ -283,7 +291,10 @@ def test_a_suite_fits_what_attacks_and_detectors_need_on_training_cases(rows_by_
         defences={"lid": {"kind": "detector", "attacks": ["apgd-ce"]},
                   "mahalanobis": {"kind": "detector", "options": {"weights": 0.5}, "attacks": ["apgd-ce"]}},
     )  # fmt: skip
-    frame = run_suite(suite, out=tmp_path).frame
+    board = run_suite(suite, out=tmp_path)
+    frame = board.frame
+    facts = board.meta["defences"]["discs-net-natural+mahalanobis-0"]
+    assert facts["layers"] == ["class_layers.pool"] and facts["weights"] == [0.5] and facts["threshold"] > 0
     assert frame[frame.training == "natural"].attack.tolist() == ["none", "noise", "apgd-ce", "hfc", "worst-case"]
     for title in ("lid", "mahalanobis"):
         assert "apgd-ce (adaptive)" in set(frame[frame.training == f"natural+{title}"].attack)
