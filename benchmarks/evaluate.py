@@ -14,6 +14,8 @@ from monai.metrics import SSIMMetric
 from torch import Tensor
 
 from medadv.attacks import CatalogueAttack, create, recipe_of
+from medadv.attacks.stealth import FeatureAttack
+from medadv.benchmarks.corruptions import PREFIX, SEVERITIES, chosen, corrupted
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
@@ -64,6 +66,7 @@ class Outcome:
         endpoints: rows of :class:`EndpointTable` and :class:`~medadv.benchmarks.survey_endpoints.SurveyMeasures`.
         measures: the values of the latter.
         unit: of ``eps``; None: that of the images.
+        verdict: what a defence said of each image, ``(N,)``; None without one.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
     """
@@ -88,6 +91,24 @@ class Outcome:
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
+    verdict: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Adversarial images as an attack left them, before they are judged.
+
+    Attributes:
+        planned: the attack that was asked for.
+        attack: after its run.
+        images: ``(N, C, *S)``.
+        seconds: what it took.
+    """
+
+    planned: Planned
+    attack: CatalogueAttack
+    images: np.ndarray
+    seconds: float
 
 
 @dataclass
@@ -214,37 +235,76 @@ class Evaluator:
         x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
         return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
 
+    @property
+    def attacked(self) -> Any:
+        """The model as the attacker sees it."""
+        return self.estimator
+
     def attack(self, planned: Planned, eps: float | str | None = None, *, keep_images: bool = False) -> Outcome:
         """Runs one attack at one budget; None: its own."""
-        name = planned.name
+        return self.judge(self.craft(planned, eps), keep_images=keep_images)
+
+    def craft(self, planned: Planned, eps: float | str | None = None) -> Crafted:
+        """The images of one attack at one budget; None: its own. Statistics it needs are of the training cases."""
         settings = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed, **planned.options}
-        attack: CatalogueAttack = create(name, self.estimator, **settings)
+        attack: CatalogueAttack = create(planned.name, self.attacked, **settings)
+        if isinstance(attack, FeatureAttack) and attack.statistics is None:
+            train = self.data.train
+            attack.fit(train.x, self._reference(train.y), batch_size=self.batch_size)
         start = time.perf_counter()
         x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
-        seconds = time.perf_counter() - start
+        return Crafted(planned, attack, x_adv, time.perf_counter() - start)
+
+    def judge(self, crafted: Crafted, *, keep_images: bool = False, **changes: Any) -> Outcome:
+        """Scores the images of an attack; ``changes`` are facts that differ from what the attack says of itself."""
+        attack, x_adv = crafted.attack, crafted.images
         settings = {
-            "steps": getattr(attack, "max_iter", 0 if name == "noise" else 1),
+            "steps": getattr(attack, "max_iter", 0 if attack.name == "noise" else 1),
             "restarts": getattr(attack, "num_random_init", 0),
             "keep": attack.keep,
         }
         kind, budget, moved = attack.threat_kind, attack.budget, attack.reference
+        facts: dict[str, Any] = {
+            "attack": crafted.planned.label,
+            "access": attack.recipe.access,
+            "threat": "none" if kind is None else kind.name,
+            "settings": settings,
+            "eps": np.nan if budget is None else budget.eps,
+            "unit": None if budget is None else budget.unit,
+            "fraction": np.nan if budget is None else budget.fraction,
+            "queries": attack.queries,
+            "passes": attack.passes,
+            "seconds": crafted.seconds,
+        }
         outcome = self._outcome(
             torch.from_numpy(x_adv),
             self.clean,
-            attack=planned.label,
             reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
-            access=attack.recipe.access,
-            threat="none" if kind is None else kind.name,
-            settings=settings,
-            eps=np.nan if budget is None else budget.eps,
-            unit=None if budget is None else budget.unit,
-            fraction=np.nan if budget is None else budget.fraction,
-            queries=attack.queries,
-            passes=attack.passes,
-            seconds=seconds,
+            **{**facts, **changes},
         )
         outcome.images = x_adv if keep_images else None
         return outcome
+
+    def corrupt(self, name: str, severity: int) -> Outcome:
+        """Scores images with a natural corruption; nobody attacks, so it belongs to no worst case."""
+        start = time.perf_counter()
+        images = corrupted(
+            self.x, name, severity, self.estimator.intensity, ids=self.cases.ids, seed=self.seed,
+            spacing=self.data.spacing,
+        )  # fmt: skip
+        return self._outcome(
+            images,
+            self.clean,
+            attack=name,
+            access="none",
+            threat=f"{PREFIX}{name}",
+            settings={"steps": 0, "restarts": 0, "keep": "last"},
+            eps=float(severity),
+            unit="severity",
+            fraction=np.nan,
+            queries=np.zeros(len(images), dtype=np.int64),
+            seconds=time.perf_counter() - start,
+        )
 
     def worst_case(self, outcomes: Sequence[Outcome]) -> Outcome:
         """Per case the worst over several attacks of one threat set and budget.
@@ -350,7 +410,9 @@ def evaluate_estimator(
     test_cases: int | None = None,
     keep_images: bool = False,
     hd95: bool = False,
+    corruptions: str | Sequence[str] = (),
     on_attack: Callable[[str], None] = lambda done: None,
+    on_images: Callable[[Crafted, float | str | None], None] = lambda crafted, eps: None,
 ) -> Evaluation:
     """All attacks at all budgets, and per budget and threat set the worst case.
 
@@ -363,7 +425,10 @@ def evaluate_estimator(
         batch_size, seed, test_cases: as in :class:`Evaluator`.
         keep_images: keep the adversarial images of every worst case.
         hd95: as in :class:`Evaluator`.
-        on_attack: called with a line of progress after each attack.
+        corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
+            1 to 5 beside the attacks.
+        on_attack: called with a line of progress after each attack and corruption.
+        on_images: called with the images of each attack and its budget, before they are let go.
     """
     evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95)
     outcomes = [evaluator.clean]
@@ -374,11 +439,16 @@ def evaluate_estimator(
     for eps, run in [*runs, (None, [attack for attack in planned if attack.has_own_budget])]:
         found = []
         for attack in run:
-            found.append(evaluator.attack(attack, eps, keep_images=keep_images))
+            crafted = evaluator.craft(attack, eps)
+            found.append(evaluator.judge(crafted, keep_images=keep_images))
+            on_images(crafted, eps)
             on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
         groups = dict.fromkeys((outcome.threat, outcome.eps) for outcome in found)
         outcomes += found
         outcomes += [evaluator.worst_case([o for o in found if (o.threat, o.eps) == group]) for group in groups]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
+    for name in chosen(corruptions):
+        outcomes += [evaluator.corrupt(name, severity) for severity in SEVERITIES]
+        on_attack(name)
     return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())

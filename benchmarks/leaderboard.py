@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
 from medadv.benchmarks.statistics import mean_interval, paired_difference
@@ -238,7 +239,8 @@ def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
     clean = frame[frame.attack == NO_ATTACK]
     for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat"]):
         curve = pd.concat([clean, rows])
-        if rows.attack.iloc[0] != "noise":
+        # what is meant to be worse and is not tells of the attack; a corruption is no attack
+        if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):
             found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
             frame.loc[rows.index, "flags"] = [_joined(flag, found.flag) for flag in frame.loc[rows.index, "flags"]]
     frame["flags"] = [_joined(flag, *flags) for flag in frame["flags"]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
+from medadv.benchmarks.corruptions import check_modality, chosen
 from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.defences import Defended, build_defence
+from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
@@ -36,6 +41,7 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 0,
     hd95: bool = False,
+    corruptions: str | Sequence[str] = (),
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -47,8 +53,9 @@ def evaluate(
         budgets: such as ``["1/255", "4/255"]``.
         model: how the table calls the model.
         batch_size: cases at once.
-        seed: of the attacks.
+        seed: of the attacks and corruptions.
         hd95: of a segmenter also the 95th percentile of the Hausdorff distance, which takes time on volumes.
+        corruptions: natural corruptions to run beside the attacks, by name, or ``"all"``.
 
     Example:
         >>> import numpy as np, torch
@@ -66,7 +73,9 @@ def evaluate(
         attack if isinstance(attack, Planned) else Planned(attack) if isinstance(attack, str) else Planned(*attack)
         for attack in attacks
     ]
-    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95)
+    result = evaluate_estimator(
+        estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95, corruptions=corruptions
+    )
     board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board
@@ -146,6 +155,8 @@ class _Run:
             "source": data.source,
             "notes": data.notes,
         }
+        check_modality(chosen(task.corruptions), data.intensity)
+        self._try_defences(task, data)
         blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
         constant = image_blind_diagnosis(data)
         endpoints = image_blind_endpoints(data, cases, constant, hd95=self.suite.hd95)
@@ -195,6 +206,41 @@ class _Run:
         write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
         return estimator
 
+    def _defence(self, task: TaskSpec, title: str, estimator: Estimator, data: Dataset, *, fitted: bool) -> Defended:
+        spec = task.defences[title]
+        return build_defence(
+            spec.kind, spec.name or title, spec.options, estimator, data, batch_size=task.batch_size,
+            seed=self.suite.seed, fitted=fitted,
+        )  # fmt: skip
+
+    def _try_defences(self, task: TaskSpec, data: Dataset) -> None:
+        """Refuses defences that can't be right before anything is trained."""
+        attacks = [Planned(attack.name, attack.options, attack.title or "") for attack in task.attacks]
+        for title, spec in task.defences.items():
+            for model in task.models:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of a network that has learned nothing
+                        defence = self._defence(task, title, build_estimator(model, data), data, fitted=False)
+                    attacks_through(defence, attacks, spec.attacks)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"task {task.name!r}, defence {title!r}, model {model.name!r}: {error}") from None
+
+    def _trials(
+        self, task: TaskSpec, training: str, estimator: Estimator, data: Dataset, attacks: list[Planned]
+    ) -> DefenceTrials:
+        """The defences of one trained model."""
+        evaluators, through = {}, {}
+        for title, spec in task.defences.items():
+            if spec.trainings is None or training in spec.trainings:
+                defence = self._defence(task, title, estimator, data, fitted=True)
+                through[title] = attacks_through(defence, attacks, spec.attacks)
+                evaluators[title] = DefendedEvaluator(
+                    defence, data, batch_size=task.batch_size, seed=self.suite.seed, test_cases=task.test_cases,
+                    hd95=self.suite.hd95,
+                )  # fmt: skip
+        return DefenceTrials(evaluators, through, keep_images=self.save)
+
     def _evaluate(
         self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
     ) -> Evaluation:
@@ -202,7 +248,8 @@ class _Run:
         attacks = _attacks_on(name, task, trained)
         once = sum(attack.has_own_budget for attack in attacks)
         budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
-        total = budgets * (len(attacks) - once + 1) + once
+        total = budgets * (len(attacks) - once + 1) + once + len(chosen(task.corruptions))
+        trials = self._trials(task, name, estimator, data, attacks)
         with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
 
             def on_attack(done: str) -> None:
@@ -211,21 +258,32 @@ class _Run:
 
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, on_attack=on_attack,
+                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, corruptions=task.corruptions,
+                on_attack=on_attack, on_images=trials.see,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
         entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
         self.board.add(entry, result)
         self._keep_images(entry, result)
+        for title, defended in trials.evaluations().items():
+            behind = replace(entry, training=f"{name}+{title}")
+            self.board.add(behind, defended)
+            self.board.meta.setdefault("defences", {})[_label(behind)] = {
+                **trials.evaluators[title].defence.facts,
+                "attacks": [attack.label for attack in trials.attacks[title]],
+            }
+            self._save_images(behind, defended)
         return result
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
-        label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
         if result.segments and attacked(result):
-            self.galleries.append(worst_cases(label, result))
+            self.galleries.append(worst_cases(_label(entry), result))
+        self._save_images(entry, result)
+
+    def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                path = self.folder / "adversarials" / f"{label}-{outcome.threat}-{outcome.eps:.5g}.npz"
+                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}-{outcome.eps:.5g}.npz"
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
@@ -233,6 +291,10 @@ class _Run:
         write_tables(self.board, self.folder)
         write_survey(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
+
+
+def _label(entry: Entry) -> str:
+    return f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
 
 
 def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec | None]]:

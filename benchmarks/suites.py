@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medadv.attacks import recipe_of
 from medadv.attacks.recipes import COMMON_OPTIONS
+from medadv.benchmarks.corruptions import chosen
+from medadv.benchmarks.defence_kinds import check_defence
 from medadv.names import unknown_name
 from medadv.training import RECIPES, Recipe
 
@@ -115,8 +117,22 @@ class AttackSpec(_Strict):
         return self
 
 
+class DefenceSpec(_Strict):
+    """A defence of trained models; ``name`` is that of the detector or preprocessor (default: the defence's title).
+
+    ``attacks`` are titles of the task's attacks that it has to stand, unaware of it and adapted to it (default: all
+    that can be adapted); ``trainings`` the models that get it (default: all).
+    """
+
+    kind: Literal["detector", "preprocessor", "smoothing"]
+    name: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    attacks: list[str] | None = Field(None, min_length=1)
+    trainings: list[str] | None = Field(None, min_length=1)
+
+
 class TaskSpec(_Strict):
-    """Data, the models trained on them, and the attacks they have to stand."""
+    """Data, the models trained on them, and the attacks, corruptions and defences they are tried with."""
 
     name: str
     data: str
@@ -125,8 +141,32 @@ class TaskSpec(_Strict):
     models: list[ModelSpec] = Field(min_length=1)
     trainings: dict[str, TrainingSpec] = Field(min_length=1)
     attacks: list[AttackSpec] = Field(min_length=1)
+    corruptions: str | list[str] = Field(default_factory=list)
+    defences: dict[str, DefenceSpec] = Field(default_factory=dict)
     batch_size: int = Field(32, ge=1)
     train_seeds: list[int] | None = Field(None, min_length=1)
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known_corruptions(cls, corruptions: str | list[str]) -> str | list[str]:
+        chosen(corruptions)
+        return corruptions
+
+    @model_validator(mode="after")
+    def _defences_fit(self) -> TaskSpec:
+        titles = [attack.title or attack.name for attack in self.attacks]
+        for title, defence in self.defences.items():
+            try:
+                check_defence(defence.kind, defence.name or title, defence.options)
+                for kind, given, known in (
+                    ("attack", defence.attacks, titles), ("training", defence.trainings, self.trainings),
+                ):  # fmt: skip
+                    for name in given or ():
+                        if name not in known:
+                            raise unknown_name(kind, name, known)
+            except ValueError as error:
+                raise ValueError(f"defence {title!r}: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _surrogates_exist(self) -> TaskSpec:
@@ -214,7 +254,9 @@ def parse_suite(text: str, origin: str) -> Suite:
         raise ValueError(f"suite {origin!r}: {_sentence(error)}") from None
 
 
-_KEYS = {key for model in (Suite, TaskSpec, ModelSpec, TrainingSpec, AttackSpec) for key in model.model_fields}
+_KEYS = {
+    key for model in (Suite, TaskSpec, ModelSpec, TrainingSpec, AttackSpec, DefenceSpec) for key in model.model_fields
+}
 
 
 def _sentence(error: ValidationError) -> str:

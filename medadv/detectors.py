@@ -22,7 +22,7 @@ from medadv.objectives.evasion import rejected, split
 from medadv.victims import Features, Loss, logits_in
 
 Detector = Callable[[Any], Tensor]
-LOOKS_AT = ("images", "logits", "features")
+LOOKS_AT = ("images", "logits", "features", "output")
 
 
 class _WithDetector:
@@ -111,8 +111,8 @@ class Guarded(WrappedVictim):
         if self.on == "logits":
             return logits_in(output)
         if not isinstance(output, Features):
-            raise TypeError("on='features' needs a model that shows them; wrap it in medadv.features.FeatureVictim.")
-        return output.features
+            raise TypeError(f"on={self.on!r} needs a model that shows them; wrap it in medadv.features.FeatureVictim.")
+        return output if self.on == "output" else output.features
 
     def logits(self, x: Tensor) -> Tensor:
         output = self.inner.logits(x)
@@ -194,7 +194,8 @@ def guarded(
             in inference mode and left as found.
         threshold: the image is rejected where its score exceeds this; fix it on validation data.
         on: what the detector is called with: ``"images"`` ``(N, C, *S)``, ``"logits"`` ``(N, C)`` or ``"features"``
-            (the mapping that a :class:`~medadv.features.FeatureVictim` shows).
+            (the mapping that a :class:`~medadv.features.FeatureVictim` shows) or ``"output"`` (its
+            :class:`~medadv.victims.Features`, logits and features).
         weight: what a unit of the score weighs against the objective of the diagnosis; a search runs from a tenth to
             ten times of it, so its order of magnitude matters: about the logits' slope over the score's.
 
@@ -218,6 +219,37 @@ def guarded(
         torch.Size([4, 3])
     """
     return Guarded(estimator, detector, threshold, on, weight)
+
+
+def balanced_weight(victim: Guarded, x: Tensor) -> float:
+    """The weight at which a detector's score pulls on an image as much as the model's leading logit.
+
+    Args:
+        victim: a model with a detector, of any weight.
+        x: a few clean images ``(N, C, *S)``.
+
+    Returns:
+        Mean L1 norm of the gradient of the leading logit over that of the score; 1 where either has none.
+
+    Example:
+        >>> import torch
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.decisions import Multiclass
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[6.0], [-6.0]]).expand(2, 16))
+        >>> estimator = MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2))
+        >>> victim = guarded(estimator, lambda x: 2 * x.flatten(1).sum(1), threshold=1.0)
+        >>> balanced_weight(victim, torch.rand(3, 1, 4, 4))
+        3.0
+    """
+    with victim.attacked():
+        slopes = [
+            victim.differentiate(x.to(victim.device), value)[2].double().abs().sum()
+            for value in (lambda z: z[:, :-1].amax(1) + 0 * z[:, -1], lambda z: z[:, -1] + 0 * z[:, 0])
+        ]
+    of_model, of_detector = map(float, slopes)
+    balanced = of_model / of_detector if of_detector > 0 else 1.0
+    return balanced if 0 < balanced < math.inf else 1.0
 
 
 def threshold_at_fpr(scores: Any, fpr: float) -> float:

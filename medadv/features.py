@@ -105,8 +105,75 @@ def feature_victim_in(victim: Victim) -> FeatureVictim | None:
 
 
 def pooled(activation: Tensor) -> Tensor:
-    """Mean over the voxels: ``(N, F, *S) -> (N, F)``."""
+    """Mean over the voxels, ``(N, F, *S) -> (N, F)``, or over a transformer's tokens, ``(N, T, F) -> (N, F)``."""
+    if activation.ndim == 3:  # voxels of an image have two or three axes of their own
+        return activation.mean(1)
     return activation.flatten(2).mean(2) if activation.ndim > 2 else activation
+
+
+def last_hidden_layer(estimator: Any, x: Tensor) -> str:
+    """The module whose output the network's last layer turns into logits, by name.
+
+    Args:
+        estimator: as for :class:`FeatureVictim`.
+        x: one or more images ``(N, C, *S)``.
+
+    Raises:
+        ValueError: a network without such a layer (all run more than once, or there is only one).
+
+    Example:
+        >>> import torch
+        >>> from medadv.adapters import MonaiClassifier
+        >>> from medadv.decisions import Multiclass
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+        >>> last_hidden_layer(MonaiClassifier(net, (1, 4, 4), decision=Multiclass(2)), torch.rand(1, 1, 4, 4))
+        '1'
+    """
+    victim: Any = victim_of(estimator)
+    network: Any = getattr(estimator, "network", None) or getattr(victim.module, "network", victim.module)
+    ran: list[tuple[str, int]] = []
+
+    def seen(name: str, module: nn.Module, output: Any) -> None:
+        # what only reshapes or drops shows nothing that the layer before it does not
+        if isinstance(output, Tensor) and not isinstance(
+            module, nn.Flatten | nn.Identity | nn.modules.dropout._DropoutNd
+        ):
+            ran.append((name, len(output)))
+
+    hooks = [
+        module.register_forward_hook(lambda module, _, output, name=name: seen(name, module, output))
+        for name, module in network.named_modules()
+        if name and not list(module.children())
+    ]
+    try:
+        with victim.attacked():
+            victim.logits(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = [name for name, _ in ran]
+    once = [name for name, cases in ran[:-1] if names.count(name) == 1 and cases == len(x)]
+    if not once:
+        raise ValueError("the network has no layer before its last one that runs once per image; name some in layers=.")
+    return once[-1]
+
+
+def activations(victim: FeatureVictim, x: Any, batch_size: int = 32) -> tuple[dict[str, Tensor], Tensor]:
+    """Pooled activations ``(N, F)`` of each layer, float64 on the CPU, and logits.
+
+    Args:
+        victim: shows the layers.
+        x: images ``(N, C, *S)``, array or tensor.
+        batch_size: images per forward pass.
+    """
+    images = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    with victim.attacked():
+        parts = [victim.logits(part) for part in images.as_subclass(Tensor).to(victim.device).split(batch_size)]
+    inside = {
+        layer: torch.cat([pooled(part.features[layer]) for part in parts]).double().cpu() for layer in victim.layers
+    }
+    return inside, torch.cat([part.logits for part in parts]).cpu()
 
 
 @dataclass(frozen=True)
@@ -122,6 +189,7 @@ class GaussianStatistics:
     means: Mapping[str, Tensor]
     factors: Mapping[str, Tensor]
     log_weights: Mapping[str, Tensor]
+    on = "features"
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -176,6 +244,7 @@ def fit_statistics(
     *,
     layers: Sequence[str],
     components: int = 1,
+    tied: bool = False,
     regularisation: float = 1e-6,
     batch_size: int = 32,
     seed: int = 0,
@@ -189,6 +258,7 @@ def fit_statistics(
         layers: names of submodules of the network. The released code of arXiv 2012.09501 skips layers of more than 512
             channels, whose covariance is costly.
         components: Gaussians per class.
+        tied: one covariance for all classes, about the mean of each, as in arXiv 1807.03888.
         regularisation: added to the diagonal of every covariance, in squared units of the activations; raise it where a
             class has fewer cases than a layer has channels.
         batch_size: images per forward pass.
@@ -204,32 +274,43 @@ def fit_statistics(
         raise ValueError(f"components={components!r} must be a whole number of at least 1.")
     if not isinstance(regularisation, int | float) or not 0 <= regularisation < math.inf:
         raise ValueError(f"regularisation={regularisation!r} must be finite and not negative.")
-    images = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-    images = images.as_subclass(Tensor).to(victim.device)
+    if tied and components != 1:
+        raise ValueError(f"components={components} have no covariance in common; leave components or tied out.")
     target, valid = victim.decision.canonical(y)
-    if len(target) != len(images):
-        raise ValueError(f"{len(target)} references for {len(images)} images; give one per case.")
+    if len(target) != len(x):
+        raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
     classes = target[valid].bincount(minlength=victim.decision.num_classes)
     if int(classes.min()) < max(2, components):
         raise ValueError(
             f"the classes have {', '.join(map(str, classes.tolist()))} clean cases; give at least "
             f"{max(2, components)} of each."
         )
-    with victim.attacked():
-        parts = [victim.logits(part).features for part in images.split(batch_size)]
-    inside = {layer: torch.cat([pooled(part[layer]) for part in parts]).double().cpu() for layer in victim.layers}
+    inside, _ = activations(victim, x, batch_size)
+    by_class = {layer: [h[(target == c) & valid].numpy() for c in range(len(classes))] for layer, h in inside.items()}
+    _tell_thin_classes(inside, int(classes.sum() if tied else classes.min()))
+    if tied:
+        return _tied(by_class, regularisation)
     mixtures = {
-        layer: [
-            _mixture(h[(target == c) & valid].numpy(), components, regularisation, seed) for c in range(len(classes))
-        ]
-        for layer, h in inside.items()
+        layer: [_mixture(h, components, regularisation, seed) for h in parts] for layer, parts in by_class.items()
     }
-    _tell_thin_classes(inside, classes)
     return GaussianStatistics(
         {layer: _stack(fits, "means_") for layer, fits in mixtures.items()},
         {layer: _stack(fits, "precisions_cholesky_") for layer, fits in mixtures.items()},
         {layer: _stack(fits, "weights_").log() for layer, fits in mixtures.items()},
     )
+
+
+def _tied(by_class: Mapping[str, Sequence[np.ndarray]], regularisation: float) -> GaussianStatistics:
+    """One Gaussian per class, all with the covariance of the cases about the mean of their class."""
+    means, factors = {}, {}
+    for layer, parts in by_class.items():
+        centred = np.concatenate([h - h.mean(0) for h in parts])
+        covariance = centred.T @ centred / len(centred) + regularisation * np.eye(centred.shape[1])
+        lower = torch.linalg.cholesky(torch.from_numpy(covariance))
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False)
+        means[layer] = torch.stack([torch.from_numpy(h.mean(0)) for h in parts])[:, None]
+        factors[layer] = inverse.T.expand(len(parts), 1, *lower.shape).contiguous()
+    return GaussianStatistics(means, factors, {layer: torch.zeros(len(m), 1) for layer, m in means.items()})
 
 
 def _mixture(h: np.ndarray, components: int, regularisation: float, seed: int) -> GaussianMixture:
@@ -240,12 +321,11 @@ def _stack(mixtures: Sequence[GaussianMixture], name: str) -> Tensor:
     return torch.stack([torch.from_numpy(np.asarray(getattr(mixture, name))) for mixture in mixtures])
 
 
-def _tell_thin_classes(inside: Mapping[str, Tensor], classes: Tensor) -> None:
-    least = int(classes.min())
+def _tell_thin_classes(inside: Mapping[str, Tensor], least: int) -> None:
     thin = [layer for layer, h in inside.items() if h.shape[1] >= least]
     if thin:
         warnings.warn(
-            f"layers {', '.join(thin)} have at least as many channels as a class has cases ({least}), so their "
-            "covariance rests on the regularisation; give more cases, fewer channels or a larger regularisation.",
+            f"layers {', '.join(thin)} have at least as many channels as a covariance has cases ({least}), so it "
+            "rests on the regularisation; give more cases, fewer channels or a larger regularisation.",
             stacklevel=3,
         )

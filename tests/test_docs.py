@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from medadv.adapters.art_preprocessors import PREPROCESSORS, REFUSED
 from medadv.attacks import CATALOGUE, recipes
+from medadv.benchmarks.corruptions import CORRUPTIONS
+from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
 
@@ -94,7 +97,11 @@ def test_every_module_has_a_page_and_stands_in_that_of_its_package():
 
 
 def test_tables_name_what_there_is():
-    for made, known in ((tables.threats(), THREATS), (tables.objectives(), OBJECTIVES)):
+    for made, known in (
+        (tables.threats(), THREATS), (tables.objectives(), OBJECTIVES), (tables.corruptions(), CORRUPTIONS),
+        (tables.detectors(), FEATURE_DETECTORS), (tables.preprocessors(), PREPROCESSORS),
+        (tables.refused_preprocessors(), REFUSED),
+    ):  # fmt: skip
         assert set(re.findall(r"^\| `([\w-]+)`", made, flags=re.MULTILINE)) == set(known)
     assert "--attacks" in tables.help_of("cost") and "bench" in tables.help_of(None)
 

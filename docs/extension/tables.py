@@ -11,12 +11,15 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from extension.pages import cell, shown, table
+from medadv.adapters.art_preprocessors import PREPROCESSORS, REFUSED
 from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.benchmarks import load_suite, suite_names
 from medadv.benchmarks.cli import parser
+from medadv.benchmarks.corruptions import CORRUPTIONS, GROUPS
 from medadv.benchmarks.data import COLLECTIONS
 from medadv.benchmarks.data.volumes import DATALISTS, DECATHLON
 from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
 
@@ -75,19 +78,64 @@ def volumes() -> str:
     """Volumes with a datalist."""
     lines = (
         (f"`{row.name}`", cell(", ".join((row.classes or ("of the datalist",))[row.classes is not None :])),
-         f"`{row.folder}/{row.datalists[0]}`", _options(row.reading), cell(row.source))
+         f"`{row.folder}/{row.datalists[0]}`", _reading(row.reading), cell(row.source))
         for row in (*DATALISTS, *DECATHLON)
     )  # fmt: skip
     return table(("name", "classes", "datalist", "read with", "source"), lines)
 
 
-def _options(reading: Mapping[str, Any]) -> str:
+def _reading(reading: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in reading.items() if name in ("pixdim", "crop", "window"))
+
+
+def corruptions() -> str:
+    """Natural corruptions and their severities."""
+    lines = []
+    for row in CORRUPTIONS.values():
+        groups = ", ".join(f"`{group}`" for group, names in GROUPS.items() if row.name in names)
+        levels = ", ".join(f"{value:g}" for value in row.severities)
+        lines.append((f"`{row.name}`", row.summary, row.transform, levels, row.parameter, groups))
+    return table(("corruption", "what happens", "MONAI's transform", "severities 1 to 5", "parameter", "groups"), lines)
+
+
+def detectors() -> str:
+    """Detectors on activations."""
+    lines = (
+        (
+            f"`{name}`",
+            kind.summary,
+            f"[{kind.reference}](https://arxiv.org/abs/{kind.reference})",
+            _options(kind.options),
+        )
+        for name, kind in FEATURE_DETECTORS.items()
+    )  # fmt: skip
+    return table(("detector", "its score", "paper", "options"), lines)
+
+
+def preprocessors() -> str:
+    """ART's preprocessors that are right for medical images."""
+    lines = (
+        (f"`{row.name}`", f"`{row.defence}`", row.summary, row.in_3d, "EOT and BPDA" if row.random else "BPDA",
+         _options(row.options))
+        for row in PREPROCESSORS.values()
+    )  # fmt: skip
+    return table(("preprocessor", "of ART", "what it does", "volumes", "adaptive attack", "options"), lines)
+
+
+def refused_preprocessors() -> str:
+    """ART's others, with the reason."""
+    return table(("of ART", "reason"), ((f"`{name}`", reason) for name, reason in REFUSED.items()))
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={shown(value)}`" for name, value in options.items())
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
     "common-options": common_options, "collections": collections, "volumes": volumes,
+    "corruptions": corruptions, "detectors": detectors,
+    "preprocessors": preprocessors, "refused-preprocessors": refused_preprocessors,
 }  # fmt: skip
 
 
