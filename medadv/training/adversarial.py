@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medadv.threats import CaseRandom, per_case
-from medadv.training.base import Preparation, Recipe, Step, TrainingBatch
+from medadv.training.base import Preparation, Recipe, Step, TrainingBatch, check_share
 from medadv.training.crafting import Crafter
 
 
@@ -132,8 +132,7 @@ class MultiPerturbation(Recipe):
     clean_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_share < 1:
-            raise ValueError(f"clean_share={self.clean_share!r} must be at least 0 and below 1.")
+        check_share(clean_share=self.clean_share)
 
     @property
     def eps_trained(self) -> float | str:

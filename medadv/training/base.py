@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -61,7 +61,7 @@ class Step(ABC):
     """A recipe at work on one estimator: what is minimised for a batch.
 
     An update is: :meth:`craft` the batch (inference mode, no gradient of weights), then :meth:`loss` (train mode) and
-    its gradient, then the optimizer's step; ``replays`` times per batch.
+    its ``backward()``, then the optimizer's step; ``replays`` times per batch.
 
     Args:
         estimator: a medadv estimator.
@@ -83,10 +83,6 @@ class Step(ABC):
     def loss(self, batch: TrainingBatch, crafted: Tensor) -> Tensor:
         """What the update minimises, one number with a graph to the weights; the model is in train mode."""
 
-    def learned(self) -> None:
-        """Called once the gradient of :meth:`loss` is there, before the weights change."""
-        return
-
     def state_dict(self) -> dict[str, Any]:
         """What has to be kept to go on after an interruption."""
         return {}
@@ -96,7 +92,7 @@ class Step(ABC):
         return
 
     def __call__(self, x: Tensor, y: Any, *, ids: Any = None) -> Tensor:
-        """The loss of a batch, for a training loop of one's own.
+        """The loss of a batch, for a training loop of one's own; call it ``replays`` times per batch.
 
         Args:
             x: images ``(N, C, *S)`` in the estimator's units, on its device.
@@ -143,6 +139,13 @@ def check_weights(**weights: float) -> None:
             raise ValueError(f"{name}={value!r} must be a finite number of at least 0.")
 
 
+def check_share(**shares: float) -> None:
+    """Refuses shares of the cases that leave none to the attack."""
+    for name, value in shares.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
+
+
 @dataclass(frozen=True)
 class Preparation:
     """What a recipe may ask of the training it is part of.
@@ -163,8 +166,15 @@ class Recipe(ABC):
 
     @property
     def eps_trained(self) -> float | str | None:
-        """The budget that the recipe trains against; None: none."""
+        """The budget of grey values that the recipe trains against; None: none."""
         return None
+
+    def described(self) -> dict[str, str]:
+        """The recipe's name and settings, to tell it from others; objects are called by the name of their class."""
+        plain = (str, int, float, bool, Mapping, type(None))
+        values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        settings = {name: repr(v) if isinstance(v, plain) else type(v).__name__ for name, v in values.items()}
+        return {"recipe": type(self).__name__, **settings}
 
     @abstractmethod
     def step(self, preparation: Preparation) -> Step:
