@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medadv.training.base import Step, TrainingBatch
 from medadv.training.weights import WeightPerturbation
+
+
+class UpdateLoss(NamedTuple):
+    """The loss of one update and what the model gave first on the way to it, in train mode."""
+
+    loss: Tensor
+    output: Tensor
 
 
 @contextlib.contextmanager
@@ -20,7 +27,7 @@ def update_loss(
     *,
     perturbation: WeightPerturbation | None = None,
     autocast: dict[str, Any] | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[UpdateLoss]:
     """Crafts a batch and yields the loss to differentiate; inside, the weights are those it is taken at.
 
     Args:
@@ -46,10 +53,22 @@ def update_loss(
             return step.loss(batch, crafted)
 
     with contextlib.nullcontext() if perturbation is None else perturbation.worst(model, loss_now):
-        loss = loss_now()
+        with _outputs_of(model) as outputs:
+            loss = loss_now()
         if not bool(torch.isfinite(loss)):
             raise ValueError(f"the training loss became {loss.item()}; lower the learning rate.")
-        yield loss
+        yield UpdateLoss(loss, outputs[0])
+
+
+@contextlib.contextmanager
+def _outputs_of(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, a list gathers what the model returns."""
+    outputs: list[Tensor] = []
+    hook = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 class Updater:
@@ -86,13 +105,13 @@ class Updater:
 
     def _once(self, batch: TrainingBatch) -> float:
         self.optimizer.zero_grad()
-        with update_loss(self.step, batch, perturbation=self.perturbation, autocast=self.autocast) as loss:
-            self.scaler.scale(loss).backward()
+        with update_loss(self.step, batch, perturbation=self.perturbation, autocast=self.autocast) as found:
+            self.scaler.scale(found.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
-        return loss.item()
+        return found.loss.item()
 
     def state(self) -> dict[str, Any]:
         """What has to be kept to go on after an interruption."""
