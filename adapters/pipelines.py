@@ -21,8 +21,8 @@ class RobustUpdate:
 
     What the trainer says is done: ``prepare_batch``, ``non_blocking``, ``amp`` with ``amp_kwargs`` and its scaler,
     ``optim_set_to_none``, ``accumulation_steps``, and the events of an iteration, which fire once per update. In
-    ``engine.state.output`` are IMAGE and LABEL as prepared, LOSS, and PRED: the logits of the loss's first forward pass,
-    so of the clean images for recipes that show both (TRADES, MART, HAT, VAFT), else of those trained on.
+    ``engine.state.output`` are IMAGE and LABEL as prepared, LOSS, and PRED: logits of the loss's first forward pass, so
+    of the clean images for recipes that show both (TRADES, MART, HAT, VAFT), else of those trained on.
     The trainer's ``loss_function`` and ``inferer`` are not used: the loss is the recipe's, on the estimator's own.
 
     It has a state (the perturbation of ``free``, HAT's helper), so give it to MONAI's ``CheckpointSaver`` beside
@@ -62,7 +62,7 @@ class RobustUpdate:
         first, last, share = _accumulation(engine)
         if first:
             engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
-        scaler = engine.scaler if engine.amp else None
+        scaler: Any = engine.scaler if engine.amp else None
         autocast = engine.amp_kwargs if engine.amp else None
         with update_loss(self.step, batch, perturbation=self.perturbation, autocast=autocast) as found:
             engine.state.output[CommonKeys.PRED] = found.output

@@ -98,11 +98,10 @@ def test_the_prediction_is_of_the_clean_images_where_the_loss_has_both():
 
 def test_weights_perturbed_on_the_way_give_the_updates_of_medadvs_own_loop():
     ours, theirs = (setting("class", cases=2) for _ in range(2))
+    ours.net.drop.p = theirs.net.drop.p = 0.0  # a loader draws from the generator that dropout draws from
     recipe = RECIPES["pgd-at"](eps=0.05, steps=1)
-    torch.manual_seed(1)
     update = robust_update(theirs.estimator, recipe, seed=3, weight_perturbation=0.05)
     trainer(theirs, recipe, update=update).run()
-    torch.manual_seed(1)
     optimizer = torch.optim.SGD(ours.net.parameters(), lr=0.01)
     own = Updater(recipe.prepare(ours.estimator, seed=3), optimizer, weight_perturbation=0.05)
     own(batch_of(ours.estimator, torch.from_numpy(ours.x), ours.y, ["1-0", "1-1"]))

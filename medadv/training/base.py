@@ -172,7 +172,7 @@ class Recipe(ABC):
     def described(self) -> dict[str, str]:
         """The recipe's name and settings, to tell it from others; objects are called by the name of their class."""
         plain = (str, int, float, bool, Mapping, type(None))
-        values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
         settings = {name: repr(v) if isinstance(v, plain) else type(v).__name__ for name, v in values.items()}
         return {"recipe": type(self).__name__, **settings}
 
