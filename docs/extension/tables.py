@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -16,6 +17,7 @@ from medadv.benchmarks.cli import parser
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
+from medadv.training import RECIPES
 
 
 def threats() -> str:
@@ -45,6 +47,16 @@ def suites() -> str:
     return table(("suite", "what it is", "tasks", "budgets"), lines)
 
 
+def recipes() -> str:
+    """How a network is made robust."""
+    lines = []
+    for name, kind in RECIPES.items():
+        options = [f.name if f.default is MISSING else f"{f.name}={shown(f.default)}" for f in fields(kind)]  # type: ignore[arg-type]
+        link = f"{{py:class}}`{name} <{kind.__module__}.{kind.__name__}>`"
+        lines.append((link, _first_line(kind), ", ".join(f"`{option}`" for option in options)))
+    return table(("recipe", "what it is", "options"), lines)
+
+
 def common_options() -> str:
     """Options that every attack takes."""
     return ", ".join(f"`{name}`" for name in COMMON_OPTIONS)
@@ -61,7 +73,7 @@ def columns() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
-    "common-options": common_options,
+    "common-options": common_options, "recipes": recipes,
 }  # fmt: skip
 
 

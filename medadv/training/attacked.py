@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medadv.attacks.base import Batch
-from medadv.attacks.catalogue import create
+from medadv.attacks.catalogue import recipe_of
 from medadv.attacks.framework import FrameworkAttack
 from medadv.dct import dct
 from medadv.decisions import Decision
@@ -47,13 +47,13 @@ class AttackCrafter:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        made = create(attack, estimator, eps=eps, keep=keep, seed=seed, **options)
-        if not isinstance(made, FrameworkAttack):
+        row = recipe_of(attack)
+        if row.attack is not None:
             raise ValueError(
                 f"attack {attack!r} is no search of one threat set and can't be trained on; choose another, such as "
                 "'pgd' or 'bias-field'."
             )
-        self.attack = made
+        self.attack = FrameworkAttack(estimator, row, eps=eps, keep=keep, seed=seed, **options)
         self.seed = seed
         self.clean_share = clean_share
 
@@ -88,8 +88,8 @@ class AttackTraining(Recipe):
         clean_share: probability that a case stays clean.
 
     Example:
-        >>> AttackTraining("kspace", eps=0.02, options={"max_iter": 5}).described()["attack"]
-        "'kspace'"
+        >>> AttackTraining("kspace", eps=0.02, clean_share=0.5).described()
+        "AttackTraining(attack='kspace', eps=0.02, options={}, keep='last', clean_share=0.5)"
     """
 
     attack: str

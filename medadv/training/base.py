@@ -169,12 +169,14 @@ class Recipe(ABC):
         """The budget of grey values that the recipe trains against; None: none."""
         return None
 
-    def described(self) -> dict[str, str]:
-        """The recipe's name and settings, to tell it from others; objects are called by the name of their class."""
+    def described(self) -> str:
+        """Name and settings, to tell the recipe from others; what is no plain value is called by its class."""
         plain = (str, int, float, bool, Mapping, type(None))
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-        settings = {name: repr(v) if isinstance(v, plain) else type(v).__name__ for name, v in values.items()}
-        return {"recipe": type(self).__name__, **settings}
+        settings = [
+            f"{name}={v!r}" if isinstance(v, plain) else f"{name}={type(v).__name__}" for name, v in values.items()
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     @abstractmethod
     def step(self, preparation: Preparation) -> Step:

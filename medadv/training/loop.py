@@ -119,8 +119,9 @@ def train(
     fingerprint, resumed = {}, None
     if checkpoint is not None:
         fingerprint = {
-            **settings, "recipe": recipe.described(), "optimizer": type(optimizer or torch.optim.Adam).__name__,
-            "weight_perturbation": weight_perturbation, "data": digest(data.x, data.target, data.valid),
+            **settings, "recipe": recipe.described(), "weight_perturbation": weight_perturbation,
+            "optimizer": "Adam" if optimizer is None else type(optimizer).__name__,
+            "data": digest(data.x, data.target, data.valid),
         }  # fmt: skip
         resumed = load_checkpoint(Path(checkpoint), fingerprint)
 
