@@ -35,7 +35,7 @@ class BallRecipe(Recipe):
     """What recipes that search a ball share.
 
     Attributes:
-        eps: training budget, in any form that :meth:`Intensity.budget` reads.
+        eps: training budget, in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         steps: attack steps per update.
         eps_step: step size in the same forms; default: 2.5 eps / steps.
         norm: ``inf`` or 2.
@@ -119,7 +119,7 @@ class MultiPerturbation(Recipe):
     of the image. (Whether the paper also mixes kinds of perturbation is not settled by the sources this project has.)
 
     Attributes:
-        least_eps, most_eps: range of the budgets, in any form that :meth:`Intensity.budget` reads.
+        least_eps, most_eps: range of the budgets, in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         most_steps: largest number of steps.
         eps_step: size of a step.
         clean_share: share of the cases that stay clean.

@@ -25,7 +25,7 @@ class Crafter:
 
     Args:
         estimator: a medadv estimator.
-        eps: budget in any form that :meth:`Intensity.budget` reads.
+        eps: budget in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         steps: number of steps.
         eps_step: size of a step in the same forms; None: 2.5 eps / steps.
         norm: ``inf`` or 2.

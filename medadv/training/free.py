@@ -26,7 +26,7 @@ class FreeTraining(Recipe):
     updates; the paper divides the epochs by it.
 
     Attributes:
-        eps: training budget, in any form that :meth:`Intensity.budget` reads.
+        eps: training budget, in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         replays: updates per batch; the paper has 8 for CIFAR-10 and 4 for ImageNet.
         eps_step: how far delta moves after each update, in the same forms; default: ``eps``, as in the paper.
     """
