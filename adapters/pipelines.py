@@ -8,7 +8,6 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, optional_import
 from torch import Tensor
 
-from medadv.decisions import as_plain_tensor
 from medadv.training import Recipe, Step, TrainingBatch, WeightPerturbation
 from medadv.training.base import batch_of
 from medadv.training.updates import update_loss
@@ -52,7 +51,7 @@ class RobustUpdate:
         engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         # the draws of a case depend on the iteration, so a training that goes on draws as if it had not stopped
         ids = [f"{engine.state.iteration}-{place}" for place in range(len(inputs))]
-        batch = batch_of(self.step.estimator, as_plain_tensor(inputs), as_plain_tensor(targets), ids)
+        batch = batch_of(self.step.estimator, inputs, targets, ids)
         for _ in range(self.step.replays):
             self._once(engine, batch)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import setting
+from monai.data import MetaTensor
 from networks import changes, state
 
 from medadv.training import RECIPES, Recipe, Validation, loop, train
@@ -249,6 +250,34 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(options, mes
     recipe = RECIPES["hat"](eps=0.1)
     with pytest.raises(ValueError, match=message):
         train(case.estimator, torch.from_numpy(case.x), case.y, recipe=recipe, **{"epochs": 2, **options})
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (lambda x: x * 4 - 2, "outside the intensity range 0.0 to 1.0"), (lambda x: x * torch.nan, "NaN or infinite"),
+    (lambda x: x[:, :, 0], "2 spatial dimensions"), (lambda x: (x * 9).long(), "dtype torch.int64"),
+    (lambda x: x[:0], "the batch is empty"),
+])  # fmt: skip
+def test_images_the_attack_would_misread_are_refused_in_every_form_of_training(images, message):
+    case = setting("class")
+    x, recipe = images(torch.from_numpy(case.x)), RECIPES["pgd-at"](eps=0.1)
+    with pytest.raises(ValueError, match=message):
+        train(case.estimator, x, case.y, recipe=recipe)
+    with pytest.raises(ValueError, match=message):
+        recipe.prepare(case.estimator)(x, case.y)
+    if len(x):
+        with pytest.raises(ValueError, match=message):
+            train(case.estimator, torch.from_numpy(case.x), case.y, validation=Validation(x, case.y), epochs=1)
+
+
+def test_metatensors_are_trained_on_as_plain_tensors():
+    plain, meta = setting("voxel-class"), setting("voxel-class")
+    losses = []
+    for case, wrap in ((plain, torch.as_tensor), (meta, MetaTensor)):
+        torch.manual_seed(0)
+        losses.append(
+            RECIPES["vaft"](steps=2).prepare(case.estimator)(wrap(torch.from_numpy(case.x)), case.y, ids="abc")
+        )
+    assert type(losses[1]) is torch.Tensor and torch.equal(*losses)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from medadv.decisions import Decision
+from medadv.decisions import Decision, as_plain_tensor
 from medadv.intensities import Intensity
 
 
@@ -30,6 +30,10 @@ class Trainable(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it is."""
+        ...
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuses images that the model can't be meant for."""
         ...
 
     def training_loss(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -122,7 +126,9 @@ class Step(ABC):
 
 
 def batch_of(estimator: Trainable, x: Tensor, y: Any, ids: Any = None) -> TrainingBatch:
-    """Images and a reference in any usual form as a batch."""
+    """Images (tensors or MetaTensors) and a reference in any usual form as a batch; refuses what can't be right."""
+    x = as_plain_tensor(x)
+    estimator.check_images(x)
     spatial = tuple(x.shape[2:]) if estimator.segments else ()
     target, valid = estimator.decision.canonical(y, spatial, device=x.device)
     if len(target) != len(x):
