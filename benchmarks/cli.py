@@ -1,4 +1,4 @@
-"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv strength``, ``medadv cost``."""
+"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv tables``, ``medadv strength``, ``medadv cost``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def parser() -> argparse.ArgumentParser:
     attacks.add_argument("names", nargs="*", help="attacks to list or check; default: all")
     attacks.add_argument("--check", action="store_true", help="run each against every kind of tiny model")
     attacks.add_argument("--out", type=Path, default=Path("attacks.csv"), help="CSV that --check writes")
+    tables = commands.add_parser("tables", help="tables of a finished run: training method x attack x budget")
+    tables.add_argument("run", type=Path, help="folder of a run")
+    tables.add_argument(
+        "--metric", help="only this one, such as accuracy, macro_f1, miou or training-cost; default: all"
+    )
+    tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="csv: a number a row")
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd, attacks or training recipes beside plain passes")
@@ -125,4 +131,14 @@ def _strength(given: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"bench": _bench, "suites": _suites, "attacks": _attacks, "strength": _strength, "cost": _cost}
+def _tables(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.store import read_run
+    from medadv.benchmarks.survey_render import rendered
+
+    print(rendered(read_run(given.run), given.format, given.metric).rstrip())
+    return 0
+
+
+_COMMANDS = {
+    "bench": _bench, "suites": _suites, "attacks": _attacks, "tables": _tables, "strength": _strength, "cost": _cost,
+}  # fmt: skip

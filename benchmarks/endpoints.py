@@ -54,10 +54,10 @@ def diagnose(decision: Decision, logits: Tensor, target: Tensor, *, segments: bo
     hard = decision.harden(logits).to(torch.uint8 if decision.channels < 256 else torch.int64)
     if segments:
         return Diagnosis(hard, None, brier, None)
-    return Diagnosis(hard, _signed_scores(decision, logits).numpy(), brier, probabilities.numpy())
+    return Diagnosis(hard, signed_scores(decision, logits).numpy(), brier, probabilities.numpy())
 
 
-def _signed_scores(decision: Decision, logits: Tensor) -> Tensor:
+def signed_scores(decision: Decision, logits: Tensor) -> Tensor:
     """Logit of each class minus the best of the others (Multiclass) or minus the threshold (Multilabel)."""
     if isinstance(decision, Multilabel):
         return logits - decision.logit_threshold(logits)
@@ -191,7 +191,7 @@ class EndpointTable:
 
 def validation_thresholds(decision: Decision, logits: Tensor, target: Tensor) -> list[float]:
     """For each class the threshold on the signed scores with the largest Youden index on validation cases."""
-    scores, truth = _signed_scores(decision, logits).numpy(), decision.one_hot(target).numpy()
+    scores, truth = signed_scores(decision, logits).numpy(), decision.one_hot(target).numpy()
     return [metrics.youden_threshold(scores[:, c], truth[:, c]) for c in range(decision.channels)]
 
 

@@ -17,6 +17,8 @@ from medadv.attacks import CatalogueAttack, create, recipe_of
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
+from medadv.benchmarks.survey_endpoints import SurveyMeasures
+from medadv.decisions import Decision
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 from medadv.intensities import Intensity
 from medadv.victims import Passes
@@ -59,7 +61,8 @@ class Outcome:
         scores: ``(N,)`` hard score per case, NaN where unscored.
         linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
         diagnosis: the model's output.
-        endpoints: rows of :class:`EndpointTable`.
+        endpoints: rows of :class:`EndpointTable` and :class:`~medadv.benchmarks.survey_endpoints.SurveyMeasures`.
+        measures: the values of the latter.
         unit: of ``eps``; None: that of the images.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
@@ -84,6 +87,7 @@ class Outcome:
     unit: str | None = None
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
+    measures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,11 +115,13 @@ class Evaluator:
         batch_size: cases at once.
         seed: of the attacks.
         test_cases: only the first so many test cases.
+        hd95: of segmentations also the 95th percentile of the Hausdorff distance.
     """
 
     def __init__(
-        self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0, test_cases: int | None = None
-    ) -> None:
+        self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0,
+        test_cases: int | None = None, hd95: bool = False,
+    ) -> None:  # fmt: skip
         self.estimator = estimator
         self.data = data
         self.cases = data.test.take(test_cases)
@@ -127,6 +133,7 @@ class Evaluator:
         self.x = torch.from_numpy(self.cases.x)
         estimator.intensity.check(self.x)
         self.table = self._endpoint_table()
+        self.survey = SurveyMeasures(self.decision, estimator.segments, data.spacing, hd95)
         self.clean = self._clean()
 
     def _reference(self, y: np.ndarray) -> np.ndarray:
@@ -141,13 +148,10 @@ class Evaluator:
         if not self.estimator.segments and len(validation):
             target, _ = self.decision.canonical(self._reference(validation.y))
             thresholds = validation_thresholds(self.decision, self._logits(torch.from_numpy(validation.x)), target)
-        classes = self.data.classes
-        if len(classes) != self.decision.channels:
-            classes = (f"no {classes[0]}", *classes)  # one logit, shown as two classes
         unit, scale = {2: ("mm2", 1.0), 3: ("ml", 1e-3)}[self.data.dims]
         return EndpointTable(
             self.decision,
-            classes,
+            class_names(self.data, self.decision),
             self.target,
             self.cases.ids,
             self.estimator.segments,
@@ -162,7 +166,7 @@ class Evaluator:
     def _outcome(
         self,
         x_adv: Tensor,
-        clean: Diagnosis | None,
+        clean: Outcome | None,
         *,
         reference: tuple[Tensor, Tensor] | None = None,
         **facts: Any,
@@ -175,6 +179,7 @@ class Evaluator:
             scores.append(self.decision.score(logits, target[rows], valid[rows]))
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
+        measures = self.survey(diagnosis, target, valid)
         moved = (x_adv - self.x).double().flatten(1)
         return Outcome(
             scores=torch.cat(scores).double().numpy(),
@@ -182,10 +187,19 @@ class Evaluator:
             l2_rms=moved.square().mean(1).sqrt().numpy(),
             ssim=structural_similarity(x_adv, self.x, self.estimator.intensity),
             diagnosis=diagnosis,
-            endpoints=self.table(diagnosis if clean is None else clean, diagnosis, target),
+            endpoints=self._endpoints(clean, diagnosis, measures, target),
+            measures=measures,
             reference=reference,
             **facts,
         )
+
+    def _endpoints(
+        self, clean: Outcome | None, diagnosis: Diagnosis, measures: dict[str, np.ndarray], target: Tensor
+    ) -> pd.DataFrame:
+        """Endpoints beside those of the clean images; None: these are the clean images."""
+        before, measured = (diagnosis, measures) if clean is None else (clean.diagnosis, clean.measures)
+        rows = self.survey.rows(self.cases.ids, measured, measures)
+        return pd.concat([self.table(before, diagnosis, target), rows], ignore_index=True)
 
     def _clean(self) -> Outcome:
         settings = {"steps": 0, "restarts": 0, "keep": "last"}
@@ -216,7 +230,7 @@ class Evaluator:
         kind, budget, moved = attack.threat_kind, attack.budget, attack.reference
         outcome = self._outcome(
             torch.from_numpy(x_adv),
-            self.clean.diagnosis,
+            self.clean,
             attack=planned.label,
             reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
             access=attack.recipe.access,
@@ -252,8 +266,13 @@ class Evaluator:
         target, valid = (torch.stack(parts)[torch.from_numpy(chosen), cases] for parts in zip(*references, strict=True))
 
         def pick(name: str) -> np.ndarray:
-            return np.stack([getattr(outcome, name) for outcome in outcomes])[chosen, np.arange(len(chosen))]
+            return _picked([getattr(outcome, name) for outcome in outcomes], chosen)
 
+        measures = (
+            {name: _picked([o.measures[name] for o in outcomes], chosen) for name in first.measures}
+            if self.estimator.segments
+            else self.survey(diagnosis, target, valid)
+        )
         images = None
         if all(o.images is not None for o in outcomes):
             images = np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
@@ -271,7 +290,8 @@ class Evaluator:
             l2_rms=pick("l2_rms"),
             ssim=pick("ssim"),
             diagnosis=diagnosis,
-            endpoints=self.table(self.clean.diagnosis, diagnosis, target),
+            endpoints=self._endpoints(self.clean, diagnosis, measures, target),
+            measures=measures,
             reference=(target, valid),
             passes=Passes(sum(o.passes.forward for o in outcomes), sum(o.passes.backward for o in outcomes)),
             queries=np.sum([o.queries for o in outcomes], axis=0),
@@ -284,6 +304,17 @@ class Evaluator:
         """What makes an image the worst of its case: its score, or in a negative case how much is invented."""
         hits = self.decision.one_hot(outcome.diagnosis.hard)[:, self.decision.foreground].flatten(1).sum(1).numpy()
         return np.where(np.isnan(outcome.scores), -hits, outcome.scores)
+
+
+def _picked(values: Sequence[np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    """Of each case ``(N,)`` the value of the attack that was chosen for it."""
+    picked: np.ndarray = np.stack(values)[chosen, np.arange(len(chosen))]
+    return picked
+
+
+def class_names(data: Dataset, decision: Decision) -> tuple[str, ...]:
+    """A name for each channel of a decision on the data; a network with one logit is shown as two classes."""
+    return data.classes if len(data.classes) == decision.channels else (f"no {data.classes[0]}", *data.classes)
 
 
 def _joined(parts: Sequence[Diagnosis]) -> Diagnosis:
@@ -318,6 +349,7 @@ def evaluate_estimator(
     seed: int = 0,
     test_cases: int | None = None,
     keep_images: bool = False,
+    hd95: bool = False,
     on_attack: Callable[[str], None] = lambda done: None,
 ) -> Evaluation:
     """All attacks at all budgets, and per budget and threat set the worst case.
@@ -330,9 +362,10 @@ def evaluate_estimator(
             Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
         batch_size, seed, test_cases: as in :class:`Evaluator`.
         keep_images: keep the adversarial images of every worst case.
+        hd95: as in :class:`Evaluator`.
         on_attack: called with a line of progress after each attack.
     """
-    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases)
+    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95)
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]

@@ -1,20 +1,25 @@
-"""Figures: robustness curves, and the worst cases of a segmenter with what was changed and what came of it."""
+"""Figures: robustness curves, and sheets of pictures with outlines or heat maps."""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE, Evaluation, Outcome
+from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 
 if TYPE_CHECKING:
     from medadv.benchmarks.leaderboard import Leaderboard
 
-_SHOWN = 3
+WORST, OVERLAYS, ACTIVATION = "worst", "overlays", "activation"
+SECTIONS = (WORST, OVERLAYS, ACTIVATION)
 _COLOURS = ("#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555")
 
 
@@ -70,65 +75,72 @@ def _line(axes: Any, group: Any, rows: Any, label: str, colour: str, style: str)
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """The worst cases of one model as a figure."""
+class Panel:
+    """One picture of a sheet.
+
+    Attributes:
+        title: above it.
+        picture: grey values ``(H, W)``.
+        limits: grey values that are black and white.
+        colours: matplotlib's name of the colour map.
+        outlines: masks ``(H, W)`` with the colour of their contour.
+        heat: ``(H, W)`` from 0 to 1, laid over the picture; transparent where it is 0.
+    """
 
     title: str
-    figure: Figure
+    picture: np.ndarray
+    limits: tuple[float, float]
+    colours: str = "gray"
+    outlines: tuple[tuple[np.ndarray, str], ...] = ()
+    heat: np.ndarray | None = None
 
 
-def worst_cases(title: str, result: Evaluation) -> Gallery:
-    """The cases with the largest fall of Dice at the largest budget: clean, perturbation, adversarial.
+@dataclass(frozen=True)
+class Gallery:
+    """A sheet of the report, or a note why there is none.
 
-    The reference is outlined in green, the model's diagnosis in red; of volumes the slice with most reference is shown.
+    Attributes:
+        section: part of the report: :data:`SECTIONS`.
+        title: its caption.
+        figure: the sheet; None where ``note`` says why.
+        note: a sentence.
     """
-    outcome = max((o for o in result.outcomes if o.attack == WORST_CASE), key=lambda o: o.eps)
-    fall = np.nan_to_num(result.clean.scores - outcome.scores, nan=-1.0)
-    chosen = np.argsort(-fall)[:_SHOWN]
-    figure = Figure(figsize=(9.5, 3.2 * len(chosen)), layout="constrained")
-    for row, case in enumerate(chosen):
-        _panels(figure, len(chosen), row, result, outcome, int(case))
-    return Gallery(f"{title}, eps {outcome.fraction * 255:.3g}/255", figure)
+
+    section: str
+    title: str
+    figure: Figure | None = None
+    note: str = ""
+
+    @cached_property
+    def picture(self) -> str:
+        """The sheet as a data URL, drawn once although the report is written after each task; empty without one."""
+        return "" if self.figure is None else png(self.figure)
 
 
-def _panels(figure: Figure, rows: int, row: int, result: Evaluation, outcome: Outcome, case: int) -> None:
-    assert outcome.images is not None
-    clean, adversarial = result.cases.x[case, 0], outcome.images[case, 0]
-    masks = [
-        _any_foreground(result, hard)
-        for hard in (
-            result.cases.y[case],
-            result.clean.diagnosis.hard[case].numpy(),
-            outcome.diagnosis.hard[case].numpy(),
-        )
-    ]
-    if clean.ndim == 3:
-        where = int(masks[0].sum(axis=(0, 1)).argmax())
-        clean, adversarial, *masks = (volume[..., where] for volume in (clean, adversarial, *masks))
-    reference, before, after = masks
-    change = adversarial - clean
-    reach = float(np.abs(change).max()) or 1.0
-    low, high = float(clean.min()), float(clean.max())
-    attack = outcome.worst_attack[case] if outcome.worst_attack else outcome.attack
-    panels = (
-        (f"{result.cases.ids[case]}: Dice {result.clean.scores[case]:.2f}", clean, "gray", (low, high), before),
-        (f"change, at most {reach:.3g} {result.data.intensity.unit}", change, "coolwarm", (-reach, reach), None),
-        (f"{attack}: Dice {outcome.scores[case]:.2f}", adversarial, "gray", (low, high), after),
-    )  # fmt: skip
-    for column, (title, picture, colours, limits, found) in enumerate(panels):
-        axes = figure.add_subplot(rows, 3, 3 * row + column + 1)
-        axes.imshow(picture, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-        axes.set_title(title, fontsize=8)
-        axes.set_axis_off()
-        if found is not None:
-            for mask, colour in ((reference, "#3ddc55"), (found, "#ff4040")):
-                if mask.any():
-                    axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)
+def png(figure: Figure) -> str:
+    """A figure as a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _any_foreground(result: Evaluation, hard: np.ndarray) -> np.ndarray:
-    """Union of all foreground classes of one case, ``S``."""
-    decision = result.data.decision
-    if decision.exclusive:
-        return np.isin(hard, decision.foreground)
-    return np.asarray(hard.astype(bool).any(0))
+def sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
+    """Panels in rows and columns."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * len(rows)), layout="constrained")
+    for number, row in enumerate(rows):
+        for column, panel in enumerate(row):
+            _draw(figure.add_subplot(len(rows), columns, columns * number + column + 1), panel)
+    return figure
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    low, high = panel.limits
+    axes.imshow(panel.picture, cmap=panel.colours, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_title(panel.title, fontsize=8)
+    axes.set_axis_off()
+    if panel.heat is not None:
+        axes.imshow(panel.heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * panel.heat, interpolation="bilinear")
+    for mask, colour in panel.outlines:
+        if mask.any():
+            axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)

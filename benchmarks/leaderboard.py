@@ -72,14 +72,17 @@ class Leaderboard:
         findings = [finding.flag for finding in evaluation.findings if finding.flag]
         self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
 
-    def add_image_blind(self, entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) -> None:
-        """Adds what a model scores that never looks at the image; no attack can change it."""
+    def add_image_blind(
+        self, entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray, endpoints: pd.DataFrame | None = None
+    ) -> None:
+        """Adds what a model scores that never looks at the image, and its endpoints; no attack can change it."""
         row = _blind_row(entry, data, cases, scores)
         key = {name: row[name] for name in (*_MODEL_KEY, "attack", "threat", "eps", "unit")}
         table = pd.DataFrame(
             {**key, "case": cases.ids, "patient": cases.patients or "", "clean": scores, "adversarial": scores}
         )
-        self._extend(pd.DataFrame([row], columns=list(COLUMNS)), [table], [])
+        found = [] if endpoints is None else [endpoints.assign(**key)[[*key, *endpoints.columns]]]
+        self._extend(pd.DataFrame([row], columns=list(COLUMNS)), [table], found)
 
     def _extend(self, frame: pd.DataFrame, cases: list[pd.DataFrame], endpoints: list[pd.DataFrame]) -> None:
         self.frame = _appended(self.frame, [frame])

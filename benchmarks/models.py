@@ -84,10 +84,14 @@ def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: st
         data: decides on the adapter: voxels, exclusive classes or several labels.
         seed: of the initial weights.
         device: default: a GPU where there is one.
+
+    Raises:
+        ValueError: a network or checkpoint that can't be built or loaded, or a ``cam_layer`` that it does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(spec.network, spec.args)
+    _check_cam_layer(spec, network, data)
     if spec.checkpoint is not None:
         load_checkpoint(network, spec.checkpoint)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,6 +106,17 @@ def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: st
     if isinstance(data.decision, Multilabel) and data.decision.num_labels > 1:
         return MonaiMultilabelClassifier(network, shape, decision=data.decision, **settings)
     return MonaiClassifier(network, shape, decision=data.decision, **settings)
+
+
+def _check_cam_layer(spec: ModelSpec, network: nn.Module, data: Dataset) -> None:
+    """Refuses, before anything is trained, a layer that no class-activation map can be made of."""
+    layers = [name for name, _ in network.named_modules() if name]
+    if spec.cam_layer is None:
+        return
+    if data.task == "segmentation":
+        raise ValueError(f"cam_layer={spec.cam_layer!r} is for images; leave it out for segmentations.")
+    if spec.cam_layer not in layers:
+        raise unknown_name(f"layer of {spec.network}", spec.cam_layer, layers)
 
 
 def window_transform(intensity: Intensity) -> ScaleIntensityRange | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
-from medadv.benchmarks.figures import Gallery, robustness_curves
+from medadv.benchmarks.figures import SECTIONS, Gallery, png, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.store import write_text
+from medadv.benchmarks.survey_render import survey_tables
 
 _TEMPLATES = resources.files("medadv.benchmarks") / "templates"
 _NOISE = "noise at the largest"
@@ -36,13 +34,20 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             summary=_html(summary(board)),
             curves=png(robustness_curves(board)),
             comparison=_html(_readable_budget(board.compare(), board)),
+            surveys=survey_tables(board),
             table=table_html(board.frame),
             trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
-            galleries=[(gallery.title, png(gallery.figure)) for gallery in galleries],
+            galleries={section: _shown(galleries, section) for section in SECTIONS},
             data=board.meta.get("data", {}),
             meta=board.meta,
         ),
     )
+
+
+def _shown(galleries: Sequence[Gallery], section: str) -> list[tuple[str, str, str]]:
+    """Caption, picture and note of each gallery of a section."""
+    chosen = [gallery for gallery in galleries if gallery.section == section]
+    return [(gallery.title, gallery.picture, gallery.note) for gallery in chosen]
 
 
 def summary(board: Leaderboard) -> pd.DataFrame:
@@ -117,10 +122,3 @@ def _html(table: pd.DataFrame) -> str:
 
 def _is_score(column: str) -> bool:
     return column in _SCORES or "/255" in column
-
-
-def png(figure: Figure) -> str:
-    """A figure as a data URL."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

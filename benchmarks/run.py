@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
-from medadv.benchmarks.baselines import image_blind_scores
+from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
-from medadv.benchmarks.figures import Gallery, worst_cases
+from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
+from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
 from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
-from medadv.training import train
+from medadv.benchmarks.survey_render import write_survey
+from medadv.training import Recipe, Validation, train
 
 
 def evaluate(
@@ -32,6 +35,7 @@ def evaluate(
     model: str = "model",
     batch_size: int = 32,
     seed: int = 0,
+    hd95: bool = False,
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -44,6 +48,7 @@ def evaluate(
         model: how the table calls the model.
         batch_size: cases at once.
         seed: of the attacks.
+        hd95: of a segmenter also the 95th percentile of the Hausdorff distance, which takes time on volumes.
 
     Example:
         >>> import numpy as np, torch
@@ -61,7 +66,7 @@ def evaluate(
         attack if isinstance(attack, Planned) else Planned(attack) if isinstance(attack, str) else Planned(*attack)
         for attack in attacks
     ]
-    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed)
+    result = evaluate_estimator(estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95)
     board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board
@@ -93,7 +98,7 @@ def run_suite(
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``report.html`` and ``models/``.
+            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html`` and ``models/``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
@@ -142,14 +147,20 @@ class _Run:
             "notes": data.notes,
         }
         blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
-        self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases))
+        constant = image_blind_diagnosis(data)
+        endpoints = image_blind_endpoints(data, cases, constant, hd95=self.suite.hd95)
+        self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases, constant), endpoints)
         for model in task.models:
             for seed in task.train_seeds or self.suite.train_seeds:
                 trained: dict[str, Estimator] = {}
                 for name, training in _trainings(task, model):
                     trained[name] = self._train(task, model, name, training, data, seed, trained)
-                for name in trained:
-                    self._evaluate(task, model, name, trained, data, seed)
+                compared = SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer)
+                for name, estimator in trained.items():
+                    result = self._evaluate(task, model, name, trained, data, seed)
+                    if attacked(result):
+                        compared.add(name, estimator, result)
+                self.galleries += compared.galleries()
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -160,17 +171,25 @@ class _Run:
         if spec is not None:
             if spec.warm_start is not None:
                 estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
-            settings = spec.model_dump(exclude={"recipe", "options", "warm_start"})
+            settings = spec.model_dump(exclude={"recipe", "options", "warm_start", "validation"})
+            objects = {"helper": trained[spec.earlier["helper"]]} if "helper" in spec.earlier else {}
+            recipe = spec.built(**objects)
             history = train(
                 estimator,
                 torch.from_numpy(data.train.x),
                 _reference(estimator, data.train),
-                recipe=spec.built(),
+                recipe=recipe,
                 seed=seed,
+                validation=_validation(spec, recipe, estimator, data),
                 progress=self.progress,
                 description=f"train {label}",
                 **settings,
             )
+            self.board.meta.setdefault("training", {})[label] = {
+                "task": task.name, "model": model.name, "training": name, "train_seed": seed, "recipe": spec.recipe,
+                "epochs": spec.epochs, "seconds_per_epoch": round(float(np.median(history.seconds)), 4),
+                "best_epoch": history.best_epoch, "validation": history.validation,
+            }  # fmt: skip
             self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history.loss]
         self.board.meta["weights"][label] = weights_sha256(estimator.network)
         write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
@@ -178,7 +197,7 @@ class _Run:
 
     def _evaluate(
         self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
-    ) -> None:
+    ) -> Evaluation:
         estimator = trained[name]
         attacks = _attacks_on(name, task, trained)
         once = sum(attack.has_own_budget for attack in attacks)
@@ -192,16 +211,17 @@ class _Run:
 
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, on_attack=on_attack,
+                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, on_attack=on_attack,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
         entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
         self.board.add(entry, result)
         self._keep_images(entry, result)
+        return result
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
         label = f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
-        if result.segments:
+        if result.segments and attacked(result):
             self.galleries.append(worst_cases(label, result))
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
@@ -211,6 +231,7 @@ class _Run:
     def write(self) -> None:
         """Writes tables and report of all tasks so far."""
         write_tables(self.board, self.folder)
+        write_survey(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
 
 
@@ -233,6 +254,19 @@ def _attacks_on(name: str, task: TaskSpec, trained: dict[str, Estimator]) -> lis
             options["surrogate"] = trained[surrogate]
         planned.append(Planned(attack.name, options, attack.title or ""))
     return planned
+
+
+def _validation(spec: TrainingSpec, recipe: Recipe, estimator: Estimator, data: Dataset) -> Validation | None:
+    """The cases and the attack that choose an epoch."""
+    if spec.validation is None:
+        return None
+    cases = data.validation.take(spec.validation.cases)
+    if not len(cases):
+        raise ValueError(f"{data.name} has no validation cases to choose an epoch by; leave validation out.")
+    return Validation(
+        torch.from_numpy(cases.x), _reference(estimator, cases), eps=recipe.eps_trained, steps=spec.validation.steps,
+        every=spec.validation.every,
+    )  # fmt: skip
 
 
 def _reference(estimator: Estimator, cases: Cases) -> Any:

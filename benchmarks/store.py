@@ -9,16 +9,20 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import medadv
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+from medadv.files import write_bytes, write_text
 
+_TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
 _VERSIONED = ("torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "nilearn")
 
 
@@ -39,33 +43,36 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary one, so that no half-written file is ever seen under its name."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """As :func:`write_text`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_tables(board: Leaderboard, folder: Path) -> None:
     """Writes ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv`` and ``leaderboard.meta.json``."""
     board.to_csv(folder / "leaderboard.csv")
     write_text(folder / "cases.csv", board.cases.to_csv(index=False))
     write_text(folder / "endpoints.csv", board.endpoints.to_csv(index=False))
     write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
+
+
+def require_files(folder: Path, names: Sequence[str]) -> None:
+    """Refuses a folder that is not that of a finished run.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{str(folder)!r} holds no {' and no '.join(missing)}; give the folder of a finished run.")
+
+
+def read_run(folder: Path) -> Leaderboard:
+    """What :func:`write_tables` wrote.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    require_files(folder, _TABLES)
+    # units such as "1" are words, and what is empty is the only thing missing
+    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
+    return Leaderboard(frame, cases, endpoints, json.loads((folder / _TABLES[3]).read_text(encoding="utf-8")))
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:

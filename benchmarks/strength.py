@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
+from medadv.benchmarks.store import require_files
 
 ENSEMBLE, TWICE = "robust", "robust-2x"
 TOLERANCE = 0.01
@@ -70,7 +71,5 @@ def _like(table: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
 
 def read_strength(folder: Path) -> pd.DataFrame:
     """:func:`strength_table` of a run's folder."""
-    missing = [name for name in ("leaderboard.csv", "cases.csv") if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{str(folder)!r} holds no {' and no '.join(missing)}; give the folder of a finished run.")
+    require_files(folder, ("leaderboard.csv", "cases.csv"))
     return strength_table(pd.read_csv(folder / "leaderboard.csv"), pd.read_csv(folder / "cases.csv"))

@@ -22,16 +22,34 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint."""
+    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint.
+
+    ``cam_layer`` names the layer whose class-activation map the report shows (default: found by itself); images only.
+    """
 
     name: str
     network: str
     args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: Path | None = None
+    cam_layer: str | None = None
+
+
+class ValidationSpec(_Strict):
+    """How the epoch whose weights are kept is chosen on the validation cases: by the score under the recipe's budget.
+
+    A recipe without a budget, such as natural training, is chosen by the clean score.
+    """
+
+    steps: int = Field(10, ge=1)
+    every: int = Field(1, ge=1)
+    cases: int | None = Field(None, ge=1)
 
 
 class TrainingSpec(_Strict):
-    """How a network is trained."""
+    """How a network is trained.
+
+    ``helper`` among the options is the name of a training that comes before.
+    """
 
     recipe: str = "natural"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -41,6 +59,9 @@ class TrainingSpec(_Strict):
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     flip_axis: int | None = Field(None, ge=0, le=2)
     warm_start: str | None = None
+    validation: ValidationSpec | None = None
+    weight_perturbation: float | None = Field(None, gt=0)
+    amp: bool = False
 
     @field_validator("recipe")
     @classmethod
@@ -54,10 +75,16 @@ class TrainingSpec(_Strict):
         self.built()
         return self
 
-    def built(self) -> Recipe:
-        """The recipe with its options."""
+    @property
+    def earlier(self) -> dict[str, str]:
+        """The trainings that have to come before, by what they are needed for."""
+        needed = {"warm_start": self.warm_start, "helper": self.options.get("helper")}
+        return {use: name for use, name in needed.items() if name is not None}
+
+    def built(self, **objects: Any) -> Recipe:
+        """The recipe with its options; ``objects`` take the place of names."""
         try:
-            return RECIPES[self.recipe](**self.options)
+            return RECIPES[self.recipe](**{**self.options, **objects})
         except TypeError as error:
             raise ValueError(f"training recipe {self.recipe!r} can't be built with {self.options}: {error}") from None
 
@@ -118,19 +145,18 @@ class TaskSpec(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _warm_starts_exist(self) -> TaskSpec:
+    def _earlier_trainings_exist(self) -> TaskSpec:
         done: list[str] = []
         for name, training in self.trainings.items():
-            if training.warm_start is not None and training.warm_start not in done:
-                raise ValueError(
-                    f"training {name!r} starts from {training.warm_start!r}, which does not come before it."
-                )
+            for use, earlier in training.earlier.items():
+                if earlier not in done:
+                    raise ValueError(f"training {name!r} has {use}: {earlier}, which does not come before it.")
             done.append(name)
         return self
 
 
 class Suite(_Strict):
-    """A whole benchmark."""
+    """A whole benchmark; ``hd95`` asks for the Hausdorff distance of segmentations, which takes time on volumes."""
 
     name: str
     description: str = ""
@@ -139,6 +165,7 @@ class Suite(_Strict):
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     needs_data_root: bool = False
+    hd95: bool = False
     tasks: list[TaskSpec] = Field(min_length=1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from torch import Tensor
 
 EMPTY_POLICIES = ("present", "brats", "monai")
@@ -34,6 +34,28 @@ def dice_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
     size = reference.flatten(2).sum(2)
     both = prediction.flatten(2).sum(2) + size
     return torch.where(size > 0, 2 * overlap / both.clamp(min=1), torch.nan)
+
+
+def iou_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Intersection over union of each case and class.
+
+    Args:
+        prediction: bool ``(N, C, *S)``.
+        reference: bool ``(N, C, *S)``.
+
+    Returns:
+        ``(N, C)``; NaN where the class is absent from the reference.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[[True, True, False, False]]])
+        >>> iou_per_class(mask.roll(1, -1), mask)
+        tensor([[0.3333]])
+    """
+    overlap = (prediction & reference).flatten(2).sum(2)
+    size = reference.flatten(2).sum(2)
+    union = prediction.flatten(2).sum(2) + size - overlap
+    return torch.where(size > 0, overlap / union.clamp(min=1), torch.nan)
 
 
 def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:
@@ -126,6 +148,53 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float:
         0.75
     """
     return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else float("nan")
+
+
+def macro_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Recall, precision and F1 over all cases, each class on its own, then the mean over classes.
+
+    Classes without a positive case in the truth have no recall and are left out of all three means; a class that is in
+    the truth and is never predicted has precision 0. Cases of a class that are not to count are False in both arrays.
+
+    Args:
+        prediction: bool ``(N, C)``, one column a class or label.
+        truth: bool ``(N, C)``.
+
+    Returns:
+        ``recall``, ``precision``, ``f1`` (NaN where there is no class), and ``classes``: how many the means are over.
+
+    Example:
+        >>> import numpy as np
+        >>> truth = np.eye(3, dtype=bool)[[0, 0, 1, 1]]  # the third class is absent
+        >>> {name: round(value, 2) for name, value in macro_scores(truth[[0, 2, 2, 3]], truth).items()}
+        {'recall': 0.75, 'precision': 0.83, 'f1': 0.73, 'classes': 2}
+    """
+    present = [c for c in range(truth.shape[1]) if truth[:, c].any()]
+    each = [
+        precision_recall_fscore_support(truth[:, c], prediction[:, c], average="binary", zero_division=0)
+        for c in present
+    ]
+    means = {
+        name: float(np.mean([scores[place] for scores in each])) if each else float("nan")
+        for place, name in ((1, "recall"), (0, "precision"), (2, "f1"))
+    }
+    return {**means, "classes": len(present)}
+
+
+def macro_auc(scores: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> float:
+    """Mean over classes of the area under the ROC curve; those without positive or without negative cases are left out.
+
+    Args:
+        scores: ``(N, C)``, higher means more likely.
+        truth: bool ``(N, C)``.
+        valid: bool ``(N, C)``, what counts.
+
+    Returns:
+        The mean; NaN where no class has both.
+    """
+    each = [auc(scores[valid[:, c], c], truth[valid[:, c], c]) for c in range(truth.shape[1])]
+    known = [value for value in each if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def youden_threshold(scores: np.ndarray, truth: np.ndarray) -> float:

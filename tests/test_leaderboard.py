@@ -16,11 +16,12 @@ from medadv.benchmarks import data as datasets
 from medadv.benchmarks import evaluate, run_suite
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import Evaluator, Planned
+from medadv.benchmarks.evaluate import WORST_CASE, Evaluator, Planned
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
 from medadv.intensities import Intensity
+from medadv.training import RECIPES
 
 
 class Threshold(torch.nn.Module):
@@ -304,7 +305,7 @@ def test_a_suite_leaves_tables_report_weights_and_adversarials(discs_by_name, tm
         "discs-unet-pgd-at-0.pt",
     ]
     report = (tmp_path / "report.html").read_text()
-    assert report.count("data:image/png;base64") == 3 and "http" not in report.split("<body>")[1].split("<h2>Data")[0]
+    assert report.count("data:image/png;base64") == 4 and "http" not in report.split("<body>")[1].split("<h2>Data")[0]
     compared = result.compare()
     assert compared.training.tolist() == ["pgd-at"] and compared.ci_unit.tolist() == ["patient"]
 
@@ -334,3 +335,20 @@ def test_output_folder_that_cannot_be_written_is_refused_before_any_work(tmp_pat
 def test_suite_that_needs_data_says_so(tmp_path):
     with pytest.raises(ValueError, match="needs data of your own; give their folder with --data-root"):
         run_suite("real", out=tmp_path)
+
+
+def test_a_suite_trains_by_every_recipe_with_its_helper_and_its_validation(discs_by_name, tmp_path):
+    options = {"mpadvt": {}, "maadvt": {}, "natural": {}}
+    trainings = {
+        name: {
+            "recipe": name, "epochs": 1, "batch_size": 4, "validation": {"steps": 1, "cases": 2},
+            "options": options.get(name, {"eps": "4/255"}),
+        }
+        for name in RECIPES
+    }  # fmt: skip
+    trainings["hat"]["options"] = {"eps": "4/255", "steps": 1, "helper": "natural"}
+    trainings["pgd-at"]["weight_perturbation"] = 0.01
+    board = run_suite(tiny_suite(trainings=trainings), out=tmp_path)
+    trained = board.frame[board.frame.attack == WORST_CASE].training
+    assert set(trained) == set(RECIPES)
+    assert len({board.meta["weights"][label] for label in board.meta["weights"]}) == len(RECIPES)

@@ -1,33 +1,46 @@
-"""Data sets by name: synthetic ones that need no download, and the user's own files."""
+"""Data sets by name: synthetic ones that need no download, public ones in their usual layouts, and the user's own.
+
+Nothing is fetched unless an option says ``download=True``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from medadv.benchmarks.data import chest, fundus, skin
 from medadv.benchmarks.data.base import SPLITS, Cases, Dataset
+from medadv.benchmarks.data.collection import load_collection
+from medadv.benchmarks.data.datalists import load_datalist
 from medadv.benchmarks.data.embedded import NAMES, load_embedded
 from medadv.benchmarks.data.folder import load_folder
-from medadv.benchmarks.data.medmnist import load_medmnist
+from medadv.benchmarks.data.medmnist import STEMS, load_medmnist
+from medadv.benchmarks.data.volumes import ANY, DATALISTS, DECATHLON, load_decathlon
 from medadv.names import unknown_name
 
 __all__ = ["SPLITS", "Cases", "Dataset", "load", "names"]
 
 Loader = Callable[..., Dataset]
-
-_MEDMNIST = {
-    "": "path chest derma oct pneumonia retina breast blood tissue organa organc organs",
-    "3d": "organ nodule adrenal fracture vessel synapse",
-}
-_MEDMNIST_STEMS = [f"{stem}mnist{dims}" for dims, stems in _MEDMNIST.items() for stem in stems.split()]
+COLLECTIONS = {row.name: row for row in (*fundus.ROWS, *skin.ROWS, *chest.ROWS)}
 
 
 def _embedded(name: str) -> Loader:
     def loader(*, seed: int, data_root: str | Path | None, **options: Any) -> Dataset:
         # made, not read: the same whatever data_root is
         return load_embedded(name, seed=seed, **options)
+
+    return loader
+
+
+def _medmnist(stem: str) -> Loader:
+    def loader(**options: Any) -> Dataset:
+        known = [name for name in signature(load_medmnist).parameters if name != "stem"]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"option {', '.join(unknown)} is none of MedMNIST's; accepted are {', '.join(known)}.")
+        return load_medmnist(stem, **options)
 
     return loader
 
@@ -80,9 +93,12 @@ _ACDC = _folder(
 
 _LOADERS: dict[str, Loader] = {
     **{name: _embedded(name) for name in NAMES},
-    **{f"medmnist/{stem}": partial(load_medmnist, stem) for stem in _MEDMNIST_STEMS},
+    **{f"medmnist/{stem}": _medmnist(stem) for stem in STEMS},
+    **{name: partial(load_collection, row) for name, row in COLLECTIONS.items()},
     "cxr-lung": _CXR_LUNG,
     "acdc": _ACDC,
+    **{row.name: partial(load_datalist, row) for row in (*DATALISTS, ANY)},
+    **{row.name: partial(load_decathlon, row) for row in DECATHLON},
     "folder": _folder(),
 }
 
@@ -97,10 +113,13 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, **opt
 
     Args:
         name: one of :func:`names`, or ``"medmnist/<file stem>"`` for a file of another resolution or of one's own.
-        seed: decides what is made at random (embedded data) or left out (MedMNIST).
+        seed: decides what is made at random (embedded data), dealt, or left out.
         data_root: folder with the files; the embedded data need none.
         options: of the data set's loader: :class:`~medadv.benchmarks.data.embedded.Cohort`,
             :func:`~medadv.benchmarks.data.medmnist.load_medmnist`,
+            :class:`~medadv.benchmarks.data.collection.CollectionOptions`,
+            :class:`~medadv.benchmarks.data.datalists.DatalistOptions`,
+            :func:`~medadv.benchmarks.data.volumes.load_decathlon`,
             :class:`~medadv.benchmarks.data.folder.FolderOptions`.
 
     Raises:
@@ -114,7 +133,7 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, **opt
     """
     loader = _LOADERS.get(name)
     if loader is None and name.startswith("medmnist/"):
-        loader = partial(load_medmnist, name.removeprefix("medmnist/"))
+        loader = _medmnist(name.removeprefix("medmnist/"))
     if loader is None:
         raise unknown_name("data set", name, _LOADERS)
     return loader(seed=seed, data_root=data_root, **options)

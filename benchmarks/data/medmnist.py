@@ -17,6 +17,12 @@ from medadv.decisions import Decision, Multiclass, Multilabel
 from medadv.intensities import Intensity
 
 ZENODO = "https://zenodo.org/records/10519652/files/{stem}.npz?download=1"
+SIZES = {"": (28, 64, 128, 224), "3d": (28, 64)}
+_SETS = {
+    "": "path chest derma oct pneumonia retina breast blood tissue organa organc organs",
+    "3d": "organ nodule adrenal fracture vessel synapse",
+}
+STEMS = tuple(f"{stem}mnist{dims}" for dims, stems in _SETS.items() for stem in stems.split())
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _KEYS = tuple(f"{part}_{what}" for part in _PARTS.values() for what in ("images", "labels"))
 
@@ -28,6 +34,7 @@ def load_medmnist(
     data_root: str | Path | None = None,
     max_train: int | None = None,
     max_test: int | None = None,
+    size: int | None = None,
     download: bool = False,
 ) -> Dataset:
     """Reads one MedMNIST file.
@@ -41,6 +48,8 @@ def load_medmnist(
         data_root: folder with the file, or with a folder ``medmnist`` that holds it.
         max_train: keep so many training cases at most.
         max_test: keep so many validation and so many test cases at most.
+        size: voxels per axis, for a data set of MedMNIST: 28, 64, 128 or 224 in 2D, 28 or 64 in 3D; the larger ones
+            are files of their own, ``<stem>_<size>.npz``.
         download: fetch the file from Zenodo into ``data_root/medmnist`` if it is not there.
 
     Raises:
@@ -49,6 +58,7 @@ def load_medmnist(
     """
     if not stem.isidentifier():
         raise ValueError(f"{stem!r} is no MedMNIST file name; give the stem alone, as in 'medmnist/pneumoniamnist'.")
+    stem = _sized(stem, size)
     path = _find(stem, data_root, download)
     arrays = _read(path)
     decision = _decision(arrays, path)
@@ -99,6 +109,18 @@ def download_medmnist(stem: str, folder: Path, opener: Callable[..., IO[bytes]] 
             f"{url} could not be fetched ({error}); download it by hand and put it at {path}."
         ) from error
     return path
+
+
+def _sized(stem: str, size: int | None) -> str:
+    if size is None:
+        return stem
+    sizes = SIZES["3d" if stem.endswith("3d") else ""]
+    if stem not in STEMS or size not in sizes:
+        raise ValueError(
+            f"medmnist/{stem} has no size {size}; sizes of the 2D sets are {', '.join(map(str, SIZES['']))}, of the 3D "
+            f"sets {', '.join(map(str, SIZES['3d']))}, and other files have none to choose."
+        )
+    return stem if size == sizes[0] else f"{stem}_{size}"
 
 
 def _find(stem: str, data_root: str | Path | None, download: bool) -> Path:

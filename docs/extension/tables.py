@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from typing import Any
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -14,6 +15,8 @@ from extension.pages import cell, shown, table
 from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.benchmarks import load_suite, suite_names
 from medadv.benchmarks.cli import parser
+from medadv.benchmarks.data import COLLECTIONS
+from medadv.benchmarks.data.volumes import DATALISTS, DECATHLON
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
@@ -71,9 +74,32 @@ def columns() -> str:
     return ", ".join(f"`{name}`" for name in COLUMNS)
 
 
+def collections() -> str:
+    """Collections of 2D images and the layouts they are read in."""
+    lines = (
+        (f"`{name}`", cell(", ".join(row.classes)), cell(f"`{row.folder}/`: {row.layout}"), cell(row.source))
+        for name, row in COLLECTIONS.items()
+    )
+    return table(("name", "classes", "files", "source"), lines)
+
+
+def volumes() -> str:
+    """Volumes with a datalist."""
+    lines = (
+        (f"`{row.name}`", cell(", ".join((row.classes or ("of the datalist",))[row.classes is not None :])),
+         f"`{row.folder}/{row.datalists[0]}`", _options(row.reading), cell(row.source))
+        for row in (*DATALISTS, *DECATHLON)
+    )  # fmt: skip
+    return table(("name", "classes", "datalist", "read with", "source"), lines)
+
+
+def _options(reading: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in reading.items() if name in ("pixdim", "crop", "window"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
-    "common-options": common_options, "recipes": recipes,
+    "common-options": common_options, "recipes": recipes, "collections": collections, "volumes": volumes,
 }  # fmt: skip
 
 
