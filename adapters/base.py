@@ -60,6 +60,15 @@ class MonaiEstimator(PyTorchEstimator):
                 f"{len(self.input_shape) - 1} spatial dimensions."
             )
 
+    def check_images(self, images: Tensor) -> None:
+        """Refuses images ``(N, C, *S)`` that this model can't be meant for: shape, dtype, or range."""
+        self.check_image_shape(tuple(images.shape))
+        if not len(images):
+            raise ValueError("the batch is empty; give at least one image.")
+        if not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}; convert them to float32 and keep their units.")
+        self.intensity.check(images, tolerance=self._range_tolerance)
+
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
         """Logits of images.
 
@@ -193,14 +202,8 @@ class MonaiEstimator(PyTorchEstimator):
     def _images(self, x: Any) -> Tensor:
         """Checked images on the model's device, in the network's precision."""
         images = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-        self.check_image_shape(tuple(images.shape))
-        if not len(images):
-            raise ValueError("the batch is empty; give at least one image.")
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}; convert them to float32 and keep their units.")
-        images = images.to(self._device, next(self.model.parameters()).dtype)
-        self.intensity.check(images, tolerance=self._range_tolerance)
-        return images
+        self.check_images(images)
+        return images.to(self._device, next(self.model.parameters()).dtype)
 
     def _reference(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         spatial = tuple(images.shape[2:]) if self.segments else ()

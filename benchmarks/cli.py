@@ -35,10 +35,14 @@ def parser() -> argparse.ArgumentParser:
     tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="csv: a number a row")
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
-    cost = commands.add_parser("cost", help="time pgd beside a loop written by hand and ART's PGD")
-    cost.add_argument("--pairs", type=int, help="interleaved pairs of runs per network; default 30, of --attacks 5")
-    cost.add_argument(
+    cost = commands.add_parser("cost", help="time pgd, attacks or training recipes beside plain passes")
+    cost.add_argument("--pairs", type=int, help="interleaved pairs of runs; default 30, of attacks and recipes 5")
+    instead = cost.add_mutually_exclusive_group()
+    instead.add_argument(
         "--attacks", nargs="*", metavar="NAME", help="time these attacks (default: all) beside plain passes instead"
+    )
+    instead.add_argument(
+        "--training", nargs="*", metavar="RECIPE", help="time updates by these recipes (default: all) instead"
     )
     return top
 
@@ -102,12 +106,16 @@ def _check(names: list[str] | None, out: Path) -> int:
 def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
     from medadv.benchmarks.cost_table import attack_costs
+    from medadv.benchmarks.cost_training import training_costs
 
-    pairs = given.pairs if given.pairs is not None else 30 if given.attacks is None else 5
+    plain = given.attacks is None and given.training is None
+    pairs = given.pairs if given.pairs is not None else 30 if plain else 5
     if pairs < 2:
         raise ValueError(f"--pairs {pairs} says nothing about time; give at least 2.")
-    if given.attacks is None:
+    if plain:
         table = cost_table(pairs)
+    elif given.training is not None:
+        table = training_costs(given.training, pairs)
     else:
         table = attack_costs([recipe_of(name).name for name in given.attacks] or None, pairs)
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):

@@ -44,7 +44,8 @@ def idct(coefficients: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _along(x: Tensor, axes: Sequence[int], *, inverse: bool) -> Tensor:
-    for axis in axes:
-        basis = dct_matrix(x.shape[axis], x)
-        x = ((x.movedim(axis, -1)) @ (basis if inverse else basis.T)).movedim(-1, axis)
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply in half precision
+        for axis in axes:
+            basis = dct_matrix(x.shape[axis], x)
+            x = ((x.movedim(axis, -1)) @ (basis if inverse else basis.T)).movedim(-1, axis)
     return x

@@ -16,6 +16,7 @@ from medadv.benchmarks.corruptions import CORRUPTIONS
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
+from medadv.training import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -103,6 +104,7 @@ def test_tables_name_what_there_is():
         (tables.refused_preprocessors(), REFUSED),
     ):  # fmt: skip
         assert set(re.findall(r"^\| `([\w-]+)`", made, flags=re.MULTILINE)) == set(known)
+    assert set(re.findall(r"^\| \{py:class\}`([\w-]+) <", tables.recipes(), flags=re.MULTILINE)) == set(RECIPES)
     assert "--attacks" in tables.help_of("cost") and "bench" in tables.help_of(None)
 
 
@@ -119,6 +121,18 @@ def test_the_quickstart_runs_in_order(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "(2, 2, 32, 32, 32) True" in printed and "10.0 HU" in printed and "worst-case" in printed
     assert (tmp_path / "leaderboard.csv").exists()
+
+
+def test_the_examples_of_the_training_page_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text("utf-8"), flags=re.DOTALL):
+        if "SupervisedTrainer" in block:
+            pytest.importorskip("ignite", reason="MONAI's trainers need pytorch-ignite")
+        exec(compile(block, "training.md", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert "best epoch" in printed and "3 updates by hand" in printed and "trainer's last loss" in printed
+    assert (tmp_path / "trades.pt").exists()
 
 
 def test_the_suite_of_the_benchmarks_page_is_valid(tmp_path):

@@ -187,7 +187,8 @@ def test_a_loss_that_is_not_finite_stops_training():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"epochs": 0}, "epochs=0 must be at least 1"), ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+    ({"epochs": 0}, "epochs=0 must be a whole number of at least 1"),
+    ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
     ({"schedule": "cosine"}, "schedule 'cosine' is unknown; choose 'constant' or 'one-cycle'"),
     ({"y": [0, 1]}, "2 references for 3 images"),
     ({"recipe": AdversarialTraining(eps=-1)}, "eps=-1 must be finite"),

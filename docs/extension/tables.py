@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from docutils import nodes
@@ -22,6 +23,7 @@ from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
+from medadv.training import RECIPES
 
 
 def threats() -> str:
@@ -49,6 +51,16 @@ def suites() -> str:
         tasks = ", ".join(task.name for task in suite.tasks)
         lines.append((f"`{name}`", cell(suite.description), tasks, ", ".join(map(str, suite.budgets))))
     return table(("suite", "what it is", "tasks", "budgets"), lines)
+
+
+def recipes() -> str:
+    """How a network is made robust."""
+    lines = []
+    for name, kind in RECIPES.items():
+        options = [f.name if f.default is MISSING else f"{f.name}={shown(f.default)}" for f in fields(kind)]  # type: ignore[arg-type]
+        link = f"{{py:class}}`{name} <{kind.__module__}.{kind.__name__}>`"
+        lines.append((link, _first_line(kind), ", ".join(f"`{option}`" for option in options)))
+    return table(("recipe", "what it is", "options"), lines)
 
 
 def common_options() -> str:
@@ -133,7 +145,7 @@ def _options(options: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
-    "common-options": common_options, "collections": collections, "volumes": volumes,
+    "common-options": common_options, "recipes": recipes, "collections": collections, "volumes": volumes,
     "corruptions": corruptions, "detectors": detectors,
     "preprocessors": preprocessors, "refused-preprocessors": refused_preprocessors,
 }  # fmt: skip

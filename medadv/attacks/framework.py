@@ -91,10 +91,14 @@ class FrameworkAttack(CatalogueAttack):
             keep=self.keep, image_terms=self._image_terms,
         )  # fmt: skip
 
-    def _solve(self, batch: Batch) -> Solution:
+    def solved(self, batch: Batch) -> Problem:
+        """The problem of a batch after the search; its ``best`` is what :meth:`perturb` returns, not yet verified."""
         problem = self.problem_of(batch)
         self._search.run(problem, batch.ids)
-        return solution_of(problem)
+        return problem
+
+    def _solve(self, batch: Batch) -> Solution:
+        return solution_of(self.solved(batch))
 
 
 def solution_of(problem: Problem) -> Solution:

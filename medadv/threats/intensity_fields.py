@@ -49,8 +49,9 @@ class BiasField(ParametricThreat):
     def bias(self, theta: Tensor) -> Tensor:
         """Theta -> the factor of every voxel, ``(N, 1, *S)``."""
         field = torch.log1p(theta)
-        for axis, basis in enumerate(self._bases, start=1):
-            field = (field.movedim(axis, -1) @ basis.T).movedim(-1, axis)
+        with torch.autocast(field.device.type, enabled=False):  # a rounded field could leave its bounds
+            for axis, basis in enumerate(self._bases, start=1):
+                field = (field.movedim(axis, -1) @ basis.T).movedim(-1, axis)
         return field.exp()[:, None]
 
     def transform(self, theta: Tensor) -> Tensor:

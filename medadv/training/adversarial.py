@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medadv.threats import CaseRandom, per_case
-from medadv.training.base import Preparation, Recipe, Step, TrainingBatch
+from medadv.training.base import Preparation, Recipe, Step, TrainingBatch, check_share
 from medadv.training.crafting import Crafter
 
 
@@ -35,7 +35,7 @@ class BallRecipe(Recipe):
     """What recipes that search a ball share.
 
     Attributes:
-        eps: training budget, in any form that :meth:`Intensity.budget` reads.
+        eps: training budget, in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         steps: attack steps per update.
         eps_step: step size in the same forms; default: 2.5 eps / steps.
         norm: ``inf`` or 2.
@@ -119,7 +119,7 @@ class MultiPerturbation(Recipe):
     of the image. (Whether the paper also mixes kinds of perturbation is not settled by the sources this project has.)
 
     Attributes:
-        least_eps, most_eps: range of the budgets, in any form that :meth:`Intensity.budget` reads.
+        least_eps, most_eps: range of the budgets, in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         most_steps: largest number of steps.
         eps_step: size of a step.
         clean_share: share of the cases that stay clean.
@@ -132,8 +132,7 @@ class MultiPerturbation(Recipe):
     clean_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_share < 1:
-            raise ValueError(f"clean_share={self.clean_share!r} must be at least 0 and below 1.")
+        check_share(clean_share=self.clean_share)
 
     @property
     def eps_trained(self) -> float | str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from medadv.decisions import Decision
+from medadv.decisions import Decision, as_plain_tensor
 from medadv.intensities import Intensity
 
 
@@ -30,6 +30,10 @@ class Trainable(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it is."""
+        ...
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuses images that the model can't be meant for."""
         ...
 
     def training_loss(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ class Step(ABC):
     """A recipe at work on one estimator: what is minimised for a batch.
 
     An update is: :meth:`craft` the batch (inference mode, no gradient of weights), then :meth:`loss` (train mode) and
-    its gradient, then the optimizer's step; ``replays`` times per batch.
+    its ``backward()``, then the optimizer's step; ``replays`` times per batch.
 
     Args:
         estimator: a medadv estimator.
@@ -83,10 +87,6 @@ class Step(ABC):
     def loss(self, batch: TrainingBatch, crafted: Tensor) -> Tensor:
         """What the update minimises, one number with a graph to the weights; the model is in train mode."""
 
-    def learned(self) -> None:
-        """Called once the gradient of :meth:`loss` is there, before the weights change."""
-        return
-
     def state_dict(self) -> dict[str, Any]:
         """What has to be kept to go on after an interruption."""
         return {}
@@ -96,7 +96,7 @@ class Step(ABC):
         return
 
     def __call__(self, x: Tensor, y: Any, *, ids: Any = None) -> Tensor:
-        """The loss of a batch, for a training loop of one's own.
+        """The loss of a batch, for a training loop of one's own; call it ``replays`` times per batch.
 
         Args:
             x: images ``(N, C, *S)`` in the estimator's units, on its device.
@@ -126,7 +126,9 @@ class Step(ABC):
 
 
 def batch_of(estimator: Trainable, x: Tensor, y: Any, ids: Any = None) -> TrainingBatch:
-    """Images and a reference in any usual form as a batch."""
+    """Images (tensors or MetaTensors) and a reference in any usual form as a batch; refuses what can't be right."""
+    x = as_plain_tensor(x)
+    estimator.check_images(x)
     spatial = tuple(x.shape[2:]) if estimator.segments else ()
     target, valid = estimator.decision.canonical(y, spatial, device=x.device)
     if len(target) != len(x):
@@ -141,6 +143,13 @@ def check_weights(**weights: float) -> None:
     for name, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r} must be a finite number of at least 0.")
+
+
+def check_share(**shares: float) -> None:
+    """Refuses shares of the cases that leave none to the attack."""
+    for name, value in shares.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,17 @@ class Recipe(ABC):
 
     @property
     def eps_trained(self) -> float | str | None:
-        """The budget that the recipe trains against; None: none."""
+        """The budget of grey values that the recipe trains against; None: none."""
         return None
+
+    def described(self) -> str:
+        """Name and settings, to tell the recipe from others; what is no plain value is called by its class."""
+        plain = (str, int, float, bool, Mapping, type(None))
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        settings = [
+            f"{name}={v!r}" if isinstance(v, plain) else f"{name}={type(v).__name__}" for name, v in values.items()
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     @abstractmethod
     def step(self, preparation: Preparation) -> Step:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medadv.attacks.base import whole_number
 from medadv.intensities import Budget
 from medadv.objectives import Objective
 from medadv.problem import Problem
@@ -24,7 +25,7 @@ class Crafter:
 
     Args:
         estimator: a medadv estimator.
-        eps: budget in any form that :meth:`Intensity.budget` reads.
+        eps: budget in any form that :meth:`~medadv.intensities.Intensity.budget` reads.
         steps: number of steps.
         eps_step: size of a step in the same forms; None: 2.5 eps / steps.
         norm: ``inf`` or 2.
@@ -43,8 +44,7 @@ class Crafter:
     ) -> None:
         if norm not in (torch.inf, 2):
             raise ValueError(f"norm={norm!r} is not supported in training; choose inf or 2.")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
+        whole_number("steps", steps, 1)
         self.victim: Victim = victim_of(estimator)
         self.budget: Budget = self.victim.intensity.budget(eps)
         self.norm = float(norm)

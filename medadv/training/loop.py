@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from medadv.training.base import Preparation, Recipe, Step, TrainingBatch, batch_of
-from medadv.training.checkpoint import load_checkpoint, save_checkpoint
+from medadv.attacks.base import whole_number
+from medadv.training.base import Preparation, Recipe, TrainingBatch, batch_of, check_weights
+from medadv.training.checkpoint import digest, load_checkpoint, save_checkpoint
 from medadv.training.recipes import NATURAL
+from medadv.training.updates import Updater
 from medadv.training.validation import Validation
-from medadv.training.weights import WeightPerturbation
 
 
 @dataclass
@@ -104,8 +104,10 @@ def train(
         (2, [0, 1])
     """
     for name, value in (("batch_size", batch_size), ("epochs", epochs)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+        whole_number(name, value, 1)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r} is unknown; choose {' or '.join(map(repr, SCHEDULES))}.")
+    check_weights(weight_perturbation=weight_perturbation or 0.0)
     if flip_axis is not None and not 0 <= flip_axis < x.ndim - 2:
         raise ValueError(f"flip_axis={flip_axis} is no spatial axis; give 0 to {x.ndim - 3}.")
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
@@ -114,10 +116,14 @@ def train(
         "learning_rate": learning_rate, "schedule": schedule, "flip_axis": flip_axis, "batch_size": batch_size,
         "epochs": epochs, "seed": seed, "amp": amp,
     }  # fmt: skip
-    fingerprint = {
-        **settings, "recipe": type(recipe).__name__, "cases": len(x), "weight_perturbation": weight_perturbation
-    }  # fmt: skip
-    resumed = None if checkpoint is None else load_checkpoint(Path(checkpoint), fingerprint)
+    fingerprint, resumed = {}, None
+    if checkpoint is not None:
+        fingerprint = {
+            **settings, "recipe": recipe.described(), "weight_perturbation": weight_perturbation,
+            "optimizer": "Adam" if optimizer is None else type(optimizer).__name__,
+            "data": digest(data.x, data.target, data.valid),
+        }  # fmt: skip
+        resumed = load_checkpoint(Path(checkpoint), fingerprint)
 
     def natural_twin() -> Any:
         twin = copy.deepcopy(estimator)
@@ -128,8 +134,8 @@ def train(
     step = recipe.step(Preparation(estimator, seed, natural_twin))
     optimizer = optimizer or torch.optim.Adam(estimator.model.parameters(), lr=learning_rate)
     per_epoch = len(_batches(len(x), batch_size, seed, 0))
-    scheduler = _scheduler(schedule, optimizer, learning_rate, epochs * per_epoch * step.replays)
-    run = _Run(estimator, _Updater(step, optimizer, scheduler, weight_perturbation, amp), validation, batch_size, seed)
+    scheduler = SCHEDULES[schedule](optimizer, learning_rate, epochs * per_epoch * step.replays)
+    run = _Run(estimator, Updater(step, optimizer, scheduler, weight_perturbation, amp), validation, batch_size, seed)
     begun = 0 if resumed is None else run.load(resumed)
     quiet = not (progress and sys.stderr.isatty())
     with tqdm(total=epochs * per_epoch, initial=begun * per_epoch, desc=description, disable=quiet) as bar:
@@ -142,76 +148,11 @@ def train(
     return run.finish()
 
 
-class _Updater:
-    """One recipe's updates of the weights."""
-
-    def __init__(
-        self, step: Step, optimizer: torch.optim.Optimizer, scheduler: Any, weight_perturbation: float | None, amp: bool
-    ) -> None:
-        self.step = step
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.perturbation = None if weight_perturbation is None else WeightPerturbation(weight_perturbation)
-        self.device = step.estimator.device.type
-        self.amp = amp
-        self.scaler = torch.amp.GradScaler(self.device, enabled=amp and self.device == "cuda")
-
-    def __call__(self, batch: TrainingBatch) -> float:
-        """All updates that a batch is worth; the mean loss before them."""
-        losses = [self._once(batch) for _ in range(self.step.replays)]
-        return sum(losses) / len(losses)
-
-    def _once(self, batch: TrainingBatch) -> float:
-        model = self.step.estimator.model
-        with self._precision():
-            crafted = self.step.craft(batch)
-        model.train()
-
-        def loss_now() -> Tensor:
-            with self._precision():
-                return self.step.loss(batch, crafted)
-
-        self.optimizer.zero_grad()
-        worst = self.perturbation.worst(model, loss_now) if self.perturbation else contextlib.nullcontext()
-        with worst:
-            loss = loss_now()
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(f"the training loss became {loss.item()}; lower the learning rate.")
-            self.scaler.scale(loss).backward()
-        self.step.learned()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return loss.item()
-
-    def _precision(self) -> Any:
-        half = torch.float16 if self.device == "cuda" else torch.bfloat16
-        return torch.autocast(self.device, dtype=half, enabled=self.amp)
-
-    def state(self) -> dict[str, Any]:
-        """What has to be kept to go on after an interruption."""
-        return {
-            "model": self.step.estimator.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(), "step": self.step.state_dict(),
-        }  # fmt: skip
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state`."""
-        self.step.estimator.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step.load_state_dict(state["step"])
-
-
 class _Run:
     """Epochs, the looks at the validation cases between them, and the best weights so far."""
 
     def __init__(
-        self, estimator: Any, update: _Updater, validation: Validation | None, batch_size: int, seed: int
+        self, estimator: Any, update: Updater, validation: Validation | None, batch_size: int, seed: int
     ) -> None:
         self.estimator = estimator
         self.update = update
@@ -255,6 +196,7 @@ class _Run:
             "history": vars(self.history),
             "best": self.best,
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
         }
 
     def load(self, state: dict[str, Any]) -> int:
@@ -262,6 +204,7 @@ class _Run:
         self.update.load(state)
         self.history, self.best = History(**state["history"]), state["best"]
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["random_cuda"])
         return int(state["epoch"]) + 1
 
 
@@ -311,9 +254,11 @@ def _mirrored(batch: TrainingBatch, segments: bool, axis: int, key: tuple[int, .
     return replace(batch, x=mirror(batch.x), target=mirror(batch.target), valid=mirror(batch.valid))
 
 
-def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, updates: int) -> Any:
-    if name == "constant":
-        return None
-    if name == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=updates)
-    raise ValueError(f"schedule {name!r} is unknown; choose 'constant' or 'one-cycle'.")
+def _one_cycle(optimizer: torch.optim.Optimizer, peak: float, updates: int) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=updates)
+
+
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], Any]] = {
+    "constant": lambda optimizer, peak, updates: None,
+    "one-cycle": _one_cycle,
+}
