@@ -22,7 +22,10 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint."""
+    """A network by name and arguments, trained by the suite or loaded from a checkpoint.
+
+    Arguments that the data decide on (rank, channels, number of logits, size of the image) may be left out.
+    """
 
     name: str
     network: str
