@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Act, Conv, Norm, Pool
 from monai.networks.nets import ResNet, resnet18
@@ -179,7 +178,7 @@ class WideResNet(nn.Module):
 class SegNet(nn.Module):
     """SegNet (arXiv 1511.00561) for images and volumes: VGG16's convolutions, and their mirror image on unpooled maps.
 
-    What the encoder pools by the maximum the decoder puts back at the place it came from. 29.4 million parameters in 2D.
+    What the encoder pools by the maximum the decoder puts back where it came from. 29.4 million parameters in 2D.
 
     Args:
         spatial_dims: 2 or 3.
@@ -192,6 +191,7 @@ class SegNet(nn.Module):
         ValueError: not as many ``channels`` as ``convolutions``.
 
     Example:
+        >>> import torch
         >>> net = SegNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), convolutions=(1, 1))
         >>> net(torch.zeros(1, 1, 9, 8, 7)).shape
         torch.Size([1, 2, 9, 8, 7])
@@ -230,7 +230,7 @@ class SegNet(nn.Module):
             x, places = self.pool(before)
             pooled.append((places, before.shape[2:]))
         for level, (places, size) in zip(self.decoder, reversed(pooled), strict=True):
-            x = level(self.unpool(x, places, 2, output_size=list(size)))
+            x = level(self.unpool(x, places, [2] * len(size), output_size=list(size)))
         return self.logits(x)
 
 
