@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +12,15 @@ import torch
 from monai.metrics import SSIMMetric
 from torch import Tensor
 
-from medadv.attacks import CatalogueAttack, create, recipe_of
+from medadv.attacks import recipe_of
+from medadv.benchmarks.crafting import NEEDS, Order, Seen, Surrogate, craft
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
+from medadv.dct import band_shares
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 from medadv.intensities import Intensity
+from medadv.targets import target_success
 from medadv.victims import Passes
 
 WORST_CASE = "worst-case"
@@ -29,16 +31,30 @@ _PROBED_CASES = 8
 
 @dataclass(frozen=True)
 class Planned:
-    """An attack to run: a name of the catalogue, its options, and how the tables call it."""
+    """An attack to run.
+
+    Attributes:
+        name: in the catalogue.
+        options: of the attack.
+        title: how the tables call it; default: its name, and that of the surrogate.
+        per_budget: further options at single budgets, by the words of the budget.
+        surrogate: a model on which the images are made; None: the one that is attacked.
+        region: ``"all"``, or ``"foreground"`` or ``"background"`` of the reference: where the image may change.
+        wanted: of a targeted attack, the class it wants (images) or the label it wants erased (voxels).
+    """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
+    per_budget: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    surrogate: Surrogate | None = None
+    region: str = "all"
+    wanted: int | None = None
 
     @property
     def label(self) -> str:
         """How the tables call it."""
-        return self.title or self.name
+        return self.title or (self.name if self.surrogate is None else f"{self.name} from {self.surrogate.name}")
 
     @property
     def has_own_budget(self) -> bool:
@@ -52,8 +68,12 @@ class Outcome:
 
     Attributes:
         attack: name in the catalogue, ``"none"`` or ``"worst-case"``.
-        access: what the attacker needed.
+        access: what the attacker needed: one of :data:`medadv.benchmarks.crafting.NEEDS`.
         threat: threat set.
+        surrogate: the model its images were made on; ``"none"``: the one that is attacked.
+        region: where the image might change; ``targeted``: whether a diagnosis was wanted.
+        success: share of the cases in which it was given, and the rule in words; None: by the scores.
+        band_shares: ``(N, B)`` share of the perturbation's energy per band of frequencies, or None.
         settings: steps, restarts, keep of the attack.
         eps: budget in data units; ``fraction``: as a share of the window.
         scores: ``(N,)`` hard score per case, NaN where unscored.
@@ -84,6 +104,11 @@ class Outcome:
     unit: str | None = None
     worst_attack: list[str] | None = None
     images: np.ndarray | None = None
+    surrogate: str = "none"
+    region: str = "all"
+    targeted: bool = False
+    success: tuple[float, str] | None = None
+    band_shares: np.ndarray | None = None
 
 
 @dataclass
@@ -111,20 +136,32 @@ class Evaluator:
         batch_size: cases at once.
         seed: of the attacks.
         test_cases: only the first so many test cases.
+        bands: how many bands of frequencies the energy of each perturbation is told for; None: not told.
     """
 
     def __init__(
-        self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0, test_cases: int | None = None
+        self,
+        estimator: Estimator,
+        data: Dataset,
+        *,
+        batch_size: int = 32,
+        seed: int = 0,
+        test_cases: int | None = None,
+        bands: int | None = None,
     ) -> None:
         self.estimator = estimator
         self.data = data
         self.cases = data.test.take(test_cases)
         self.batch_size = batch_size
         self.seed = seed
+        self.bands = bands
         self.decision = estimator.decision
         spatial = self.cases.x.shape[2:] if estimator.segments else ()
         self.target, self.valid = self.decision.canonical(self._reference(self.cases.y), spatial)
         self.x = torch.from_numpy(self.cases.x)
+        ignored = self.decision.ignore_index
+        marked = self.target if ignored is None else torch.where(self.valid, self.target, ignored)
+        self.seen = Seen(self.cases.x, marked, self.cases.ids, self.decision, estimator.segments)
         estimator.intensity.check(self.x)
         self.table = self._endpoint_table()
         self.clean = self._clean()
@@ -175,7 +212,9 @@ class Evaluator:
             scores.append(self.decision.score(logits, target[rows], valid[rows]))
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
-        moved = (x_adv - self.x).double().flatten(1)
+        moved = (x_adv - self.x).double()
+        shares = None if self.bands is None or clean is None else band_shares(moved, self.bands).numpy()
+        moved = moved.flatten(1)
         return Outcome(
             scores=torch.cat(scores).double().numpy(),
             linf=moved.abs().amax(1).numpy(),
@@ -184,6 +223,7 @@ class Evaluator:
             diagnosis=diagnosis,
             endpoints=self.table(diagnosis if clean is None else clean, diagnosis, target),
             reference=reference,
+            band_shares=shares,
             **facts,
         )
 
@@ -202,38 +242,41 @@ class Evaluator:
 
     def attack(self, planned: Planned, eps: float | str | None = None, *, keep_images: bool = False) -> Outcome:
         """Runs one attack at one budget; None: its own."""
-        name = planned.name
-        settings = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed, **planned.options}
-        attack: CatalogueAttack = create(name, self.estimator, **settings)
-        start = time.perf_counter()
-        x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
-        seconds = time.perf_counter() - start
-        settings = {
-            "steps": getattr(attack, "max_iter", 0 if name == "noise" else 1),
-            "restarts": getattr(attack, "num_random_init", 0),
-            "keep": attack.keep,
-        }
-        kind, budget, moved = attack.threat_kind, attack.budget, attack.reference
-        outcome = self._outcome(
-            torch.from_numpy(x_adv),
-            self.clean.diagnosis,
-            attack=planned.label,
-            reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
-            access=attack.recipe.access,
-            threat="none" if kind is None else kind.name,
-            settings=settings,
-            eps=np.nan if budget is None else budget.eps,
-            unit=None if budget is None else budget.unit,
-            fraction=np.nan if budget is None else budget.fraction,
-            queries=attack.queries,
-            passes=attack.passes,
-            seconds=seconds,
+        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
+        order = Order(
+            planned.name,
+            {**common, **planned.options, **planned.per_budget.get(str(eps), {})},
+            planned.region,
+            planned.wanted,
         )
-        outcome.images = x_adv if keep_images else None
+        if planned.surrogate is None:
+            made, source = craft(self.estimator, order, self.seen), "none"
+        else:
+            made, source = planned.surrogate.craft(self.estimator, order, self.seen), planned.surrogate.name
+        outcome = self._outcome(
+            torch.from_numpy(made.images), self.clean.diagnosis, attack=planned.label, reference=made.reference,
+            surrogate=source, **made.facts,
+        )  # fmt: skip
+        if planned.wanted is not None:
+            outcome.success = self._reached(outcome.diagnosis.hard, planned.wanted)
+        outcome.images = made.images if keep_images else None
         return outcome
 
+    def _reached(self, hard: Tensor, label: int) -> tuple[float, str]:
+        """Share of the cases, of those not so diagnosed at first, that get the diagnosis wanted; and the rule."""
+        wanted, clean = self.seen.wanted(label), self.clean.diagnosis.hard
+        if not self.estimator.segments:
+            open_cases = clean.long() != label
+            given, rule = hard.long() == label, f"not class {label} -> class {label}"
+        else:
+            open_cases = self.decision.one_hot(clean, (label,)).flatten(1).any(1)
+            now, before = hard.to(wanted.dtype), clean.to(wanted.dtype)
+            given = target_success(now, wanted, before, self.decision, label).success
+            rule = f"label {label} erased by half or more, no other changed by more than 0.05"
+        return (float(given[open_cases].double().mean()) if bool(open_cases.any()) else np.nan), rule
+
     def worst_case(self, outcomes: Sequence[Outcome]) -> Outcome:
-        """Per case the worst over several attacks of one threat set and budget.
+        """Per case the worst over several attacks of one threat set, region and budget; its access is the greatest.
 
         Endpoints are those of the image with the worst score; scores of classes (and the AUC made of them) take per
         case and class the smallest signed margin over all attacks.
@@ -254,14 +297,18 @@ class Evaluator:
         def pick(name: str) -> np.ndarray:
             return np.stack([getattr(outcome, name) for outcome in outcomes])[chosen, np.arange(len(chosen))]
 
+        surrogates = {outcome.surrogate for outcome in outcomes if outcome.access != "none"} or {"none"}
         images = None
         if all(o.images is not None for o in outcomes):
             images = np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
         settings = {name: max(o.settings[name] for o in outcomes) for name in ("steps", "restarts")}
         return Outcome(
             attack=WORST_CASE,
-            access="white-box",
+            access=max((o.access for o in outcomes), key=NEEDS.index),
             threat=first.threat,
+            surrogate=surrogates.pop() if len(surrogates) == 1 else "several",
+            region=first.region,
+            targeted=all(o.targeted for o in outcomes),
             settings={**settings, "keep": "score"},
             eps=first.eps,
             unit=first.unit,
@@ -270,6 +317,7 @@ class Evaluator:
             linf=pick("linf"),
             l2_rms=pick("l2_rms"),
             ssim=pick("ssim"),
+            band_shares=None if self.bands is None else pick("band_shares"),
             diagnosis=diagnosis,
             endpoints=self.table(self.clean.diagnosis, diagnosis, target),
             reference=(target, valid),
@@ -318,9 +366,10 @@ def evaluate_estimator(
     seed: int = 0,
     test_cases: int | None = None,
     keep_images: bool = False,
+    bands: int | None = None,
     on_attack: Callable[[str], None] = lambda done: None,
 ) -> Evaluation:
-    """All attacks at all budgets, and per budget and threat set the worst case.
+    """All attacks at all budgets, and per budget, threat set and region the worst case.
 
     Args:
         estimator: a medadv estimator.
@@ -328,11 +377,11 @@ def evaluate_estimator(
         attacks: what to run; noise is added if it is missing.
         budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
             Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
-        batch_size, seed, test_cases: as in :class:`Evaluator`.
+        batch_size, seed, test_cases, bands: as in :class:`Evaluator`.
         keep_images: keep the adversarial images of every worst case.
         on_attack: called with a line of progress after each attack.
     """
-    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases)
+    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, bands=bands)
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
@@ -343,9 +392,11 @@ def evaluate_estimator(
         for attack in run:
             found.append(evaluator.attack(attack, eps, keep_images=keep_images))
             on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
-        groups = dict.fromkeys((outcome.threat, outcome.eps) for outcome in found)
         outcomes += found
-        outcomes += [evaluator.worst_case([o for o in found if (o.threat, o.eps) == group]) for group in groups]
+        groups: dict[tuple[str, str, float], list[Outcome]] = {}
+        for outcome in found:
+            groups.setdefault((outcome.threat, outcome.region, outcome.eps), []).append(outcome)
+        outcomes += [evaluator.worst_case(group) for group in groups.values()]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
     return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_scores
+from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Memory, Surrogate
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
 from medadv.benchmarks.figures import Gallery, worst_cases
@@ -19,8 +22,10 @@ from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
-from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
+from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite, trainings_of
 from medadv.training import train
+
+Trained = tuple[str, str]  # names of model and training
 
 
 def evaluate(
@@ -93,7 +98,7 @@ def run_suite(
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``report.html`` and ``models/``.
+            ``report.html``, ``models/`` and, where the suite asks for it, ``transfer.csv`` and ``bands.csv``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
@@ -143,13 +148,23 @@ class _Run:
         }
         blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
         self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases))
+        for seed in task.train_seeds or self.suite.train_seeds:
+            trained = self._train_all(task, data, seed)
+            # images made on one model wait here until all others have seen them
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".replayed-") as waiting:
+                memory = Memory(Path(waiting))
+                for target in trained:
+                    self._evaluate(task, target, trained, memory, data, seed)
+
+    def _train_all(self, task: TaskSpec, data: Dataset, seed: int) -> dict[Trained, Estimator]:
+        """All models of a task by name of model and training."""
+        found: dict[Trained, Estimator] = {}
         for model in task.models:
-            for seed in task.train_seeds or self.suite.train_seeds:
-                trained: dict[str, Estimator] = {}
-                for name, training in _trainings(task, model):
-                    trained[name] = self._train(task, model, name, training, data, seed, trained)
-                for name in trained:
-                    self._evaluate(task, model, name, trained, data, seed)
+            own: dict[str, Estimator] = {}
+            for name, training in trainings_of(task, model).items():
+                own[name] = self._train(task, model, name, training, data, seed, own)
+            found.update({(model.name, name): estimator for name, estimator in own.items()})
+        return found
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -177,14 +192,15 @@ class _Run:
         return estimator
 
     def _evaluate(
-        self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
-    ) -> None:
-        estimator = trained[name]
-        attacks = _attacks_on(name, task, trained)
+        self, task: TaskSpec, target: Trained, trained: dict[Trained, Estimator], memory: Memory, data: Dataset,
+        seed: int,
+    ) -> None:  # fmt: skip
+        estimator, (model, name) = trained[target], target
+        attacks = planned_attacks(task, target, trained, memory)
         once = sum(attack.has_own_budget for attack in attacks)
         budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
         total = budgets * (len(attacks) - once + 1) + once
-        with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
+        with tqdm(total=total, desc=f"attack {task.name} {model} {name}", disable=not self.progress) as bar:
 
             def on_attack(done: str) -> None:
                 bar.set_postfix_str(done)
@@ -192,10 +208,10 @@ class _Run:
 
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, on_attack=on_attack,
+                test_cases=task.test_cases, keep_images=True, bands=self.suite.bands, on_attack=on_attack,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
-        entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
+        entry = Entry(self.suite.name, task.name, model, name, seed, self.suite.seed, flags)
         self.board.add(entry, result)
         self._keep_images(entry, result)
 
@@ -214,25 +230,33 @@ class _Run:
         write_report(self.board, self.galleries, self.folder / "report.html")
 
 
-def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec | None]]:
-    """What is done to a model: its trainings, or nothing if it comes with weights."""
-    if model.checkpoint is not None:
-        return [("checkpoint", None)]
-    return list(task.trainings.items())
+def planned_attacks(
+    task: TaskSpec, target: Trained, trained: Mapping[Trained, Estimator], memory: Memory
+) -> list[Planned]:
+    """The attacks of a task on one model, one for each surrogate where there are several.
 
-
-def _attacks_on(name: str, task: TaskSpec, trained: dict[str, Estimator]) -> list[Planned]:
-    """The attacks of a task on the model of one training; a model is no surrogate of itself."""
+    Args:
+        task: what is asked for.
+        target: model and training that are attacked.
+        trained: all models of the task.
+        memory: of images that were made on surrogates.
+    """
     planned = []
-    for attack in task.attacks:
-        options = dict(attack.options)
-        surrogate = options.get("surrogate")
-        if surrogate == name or (surrogate is not None and surrogate not in trained):
-            continue
-        if surrogate is not None:
-            options["surrogate"] = trained[surrogate]
-        planned.append(Planned(attack.name, options, attack.title or ""))
+    for spec in task.attacks:
+        plain = Planned(spec.name, spec.options, spec.title or "", spec.per_budget, None, spec.region, spec.wanted)
+        sources = [] if spec.surrogate is None else spec.surrogate.sources(target, trained)
+        for source in sources:
+            access = SEMI_WHITE_BOX if _undefended_twin(task, source, target) else NO_BOX
+            surrogate = Surrogate("/".join(source), trained[source], access, memory)
+            planned.append(replace(plain, title=spec.label_of(source), surrogate=surrogate))
+        planned += [plain] if spec.surrogate is None else []
     return planned
+
+
+def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
+    """Whether a surrogate is the target's network, trained without a defence."""
+    spec = task.trainings.get(source[1])
+    return source[0] == target[0] and spec is not None and spec.recipe == "natural"
 
 
 def _reference(estimator: Estimator, cases: Cases) -> Any:
