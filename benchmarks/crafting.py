@@ -82,7 +82,7 @@ class Crafted:
         images: like the cases'.
         reference: target and validity they are to be scored against, where the threat moved anatomy.
         facts: access, threat, settings, budget and cost, by the names of
-            :class:`~medadv.benchmarks.evaluate.Outcome`.
+            :class:`~medadv.benchmarks.outcomes.Outcome`.
     """
 
     images: np.ndarray

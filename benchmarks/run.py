@@ -44,7 +44,7 @@ def evaluate(
         estimator: a medadv estimator.
         data: a :class:`~medadv.benchmarks.data.Dataset`, whose test cases are attacked, or a pair of images
             ``(N, C, *S)`` and references.
-        attacks: names of the catalogue, (name, options), or :class:`~medadv.benchmarks.evaluate.Planned`.
+        attacks: names of the catalogue, (name, options), or :class:`~medadv.benchmarks.outcomes.Planned`.
         budgets: such as ``["1/255", "4/255"]``.
         model: how the table calls the model.
         batch_size: cases at once.
@@ -221,7 +221,8 @@ class _Run:
             self.galleries.append(worst_cases(label, result))
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                path = self.folder / "adversarials" / f"{label}-{outcome.threat}-{outcome.eps:.5g}.npz"
+                region = "" if outcome.region == "all" else f"-{outcome.region}"
+                path = self.folder / "adversarials" / f"{label}-{outcome.threat}{region}-{outcome.eps:.5g}.npz"
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
