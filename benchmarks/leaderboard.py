@@ -138,8 +138,8 @@ class Leaderboard:
         own["surrogate"] = own.model + "/" + own.training
         both = pd.concat([shown, own], ignore_index=True)
         both["target"] = both.model + "/" + both.training
-        cells = both.groupby([*keys, "surrogate", "target"], sort=False, dropna=False).adversarial.first()
-        return cells.unstack("target", sort=False).reset_index().rename_axis(columns=None)
+        cells = both.groupby([*keys, "surrogate", "target"], dropna=False).adversarial.first()
+        return cells.unstack("target").reset_index().rename_axis(columns=None)
 
     def to_csv(self, path: str | Path) -> None:
         """Writes :attr:`frame` as CSV."""

@@ -68,7 +68,7 @@ class Outcome:
         scores: ``(N,)`` hard score per case, NaN where unscored.
         linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
         diagnosis: the model's output.
-        endpoints: rows of :class:`EndpointTable`.
+        endpoints: rows of :class:`~medadv.benchmarks.endpoints.EndpointTable`.
         unit: of ``eps``; None: that of the images.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
