@@ -54,7 +54,8 @@ def band_shares(x: Tensor, bands: int = 8) -> Tensor:
     """How the energy of images, such as perturbations, spreads over bands of spatial frequencies.
 
     The frequency of a coefficient of the DCT over all spatial axes is the root mean square of ``k / n`` over the axes:
-    0 for the mean, 1 for the change of sign from each voxel to the next along each axis. Bands are equally wide.
+    0 for the mean, just below 1 for the change of sign from each voxel to the next along each axis. Bands are equally
+    wide.
 
     Args:
         x: ``(N, C, *S)``.
@@ -68,7 +69,7 @@ def band_shares(x: Tensor, bands: int = 8) -> Tensor:
 
     Example:
         >>> import torch
-        >>> band_shares(torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]]), bands=2)
+        >>> band_shares(torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]]), bands=2).round()
         tensor([[0., 1.],
                 [1., 0.]], dtype=torch.float64)
     """
