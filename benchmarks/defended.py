@@ -11,13 +11,14 @@ import pandas as pd
 from torch import Tensor
 
 from medadv.attacks import create, recipe_of
+from medadv.benchmarks.crafting import GRAY_BOX, Crafted
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defences import OF_ONE_ATTACK, Defended, Row, frame_of
-from medadv.benchmarks.evaluate import Crafted, Evaluation, Evaluator, Outcome, Planned
+from medadv.benchmarks.evaluate import Evaluator
+from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 
 UNAWARE, ADAPTIVE = "unaware", "adaptive"
-GRAY_BOX = "gray-box"  # knows the model, not the defence
 _TOLERANCE = 0.01
 
 
@@ -96,7 +97,8 @@ class DefendedEvaluator(Evaluator):
 def adaptable(planned: Planned, defence: Defended) -> bool:
     """Whether an attack can look through a defence: white-box, in a ball, medadv's own, and accepted there."""
     row = recipe_of(planned.name)
-    if row.access != "white-box" or row.threat is not None or row.minimal or "/" in row.name:
+    of_its_own = row.threat is not None or row.minimal or "/" in row.name
+    if row.access != "white-box" or of_its_own or planned.surrogate is not None or planned.wanted is not None:
         return False
     eps = {} if "eps" in planned.options else {"eps": defence.intensity.budget(max(defence.intensity.widths) / 100).eps}
     try:
@@ -157,19 +159,21 @@ class DefenceTrials:
         self.found: dict[str, list[Outcome]] = {title: [] for title in evaluators}
         self._gaps: dict[str, float] = dict.fromkeys(evaluators, 0.0)
 
-    def see(self, crafted: Crafted, eps: float | str | None) -> None:
+    def see(self, planned: Planned, crafted: Crafted, eps: float | str | None) -> None:
         """To be called with the images of each attack on the undefended model."""
         for title, evaluator in self.evaluators.items():
-            if crafted.planned.name == "noise":
-                self.found[title].append(evaluator.judge(crafted, keep_images=self.keep_images))
-            elif crafted.planned.label in [planned.label for planned in self.attacks[title]]:
-                self._try(title, evaluator, crafted, eps)
+            if planned.name == "noise":
+                self.found[title].append(evaluator.judge(planned, crafted, keep_images=self.keep_images))
+            elif planned.label in [known.label for known in self.attacks[title]]:
+                self._try(title, evaluator, planned, crafted, eps)
 
-    def _try(self, title: str, evaluator: DefendedEvaluator, crafted: Crafted, eps: float | str | None) -> None:
-        label = crafted.planned.label
+    def _try(
+        self, title: str, evaluator: DefendedEvaluator, planned: Planned, crafted: Crafted, eps: float | str | None
+    ) -> None:
         keep = self.keep_images
-        unaware = evaluator.judge(crafted, keep_images=keep, attack=f"{label} ({UNAWARE})", access=GRAY_BOX)
-        adaptive = evaluator.through(crafted.planned, eps, keep_images=keep)
+        named = {"attack": f"{planned.label} ({UNAWARE})", "access": GRAY_BOX}
+        unaware = evaluator.judge(planned, crafted, keep_images=keep, **named)
+        adaptive = evaluator.through(planned, eps, keep_images=keep)
         self.found[title] += [unaware, adaptive]
         gap = float(np.nanmean(adaptive.scores) - np.nanmean(unaware.scores))
         self._gaps[title] = max(self._gaps[title], gap)
@@ -181,8 +185,8 @@ class DefenceTrials:
     def _evaluation(self, title: str) -> Evaluation:
         evaluator, found = self.evaluators[title], self.found[title]
         outcomes = [evaluator.clean]
-        for group in dict.fromkeys((outcome.threat, outcome.eps) for outcome in found):
-            of_group = [outcome for outcome in found if (outcome.threat, outcome.eps) == group]
+        for group in dict.fromkeys((outcome.threat, outcome.region, outcome.eps) for outcome in found):
+            of_group = [outcome for outcome in found if (outcome.threat, outcome.region, outcome.eps) == group]
             worst = evaluator.worst_case(of_group)
             # cases that nothing turned show the first image tried, so shares of alarms would tell nothing there
             worst.endpoints = worst.endpoints[~worst.endpoints.endpoint.isin(OF_ONE_ATTACK)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,118 +13,24 @@ import torch
 from monai.metrics import SSIMMetric
 from torch import Tensor
 
-from medadv.attacks import CatalogueAttack, create, recipe_of
-from medadv.attacks.stealth import FeatureAttack
 from medadv.benchmarks.corruptions import PREFIX, SEVERITIES, chosen, corrupted
-from medadv.benchmarks.data.base import Cases, Dataset
+from medadv.benchmarks.crafting import NEEDS, Crafted, Order, Seen, craft
+from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator
+from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
+from medadv.dct import band_shares
 from medadv.decisions import Decision
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 from medadv.intensities import Intensity
+from medadv.targets import target_success
 from medadv.victims import Passes
 
 WORST_CASE = "worst-case"
 NO_ATTACK = "none"
 IMAGE_BLIND = "image-blind"
 _PROBED_CASES = 8
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An attack to run: a name of the catalogue, its options, and how the tables call it."""
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    title: str = ""
-
-    @property
-    def label(self) -> str:
-        """How the tables call it."""
-        return self.title or self.name
-
-    @property
-    def has_own_budget(self) -> bool:
-        """Whether it runs once at a budget of its own: one it was given, or that of a threat that is no ball."""
-        return "eps" in self.options or recipe_of(self.name).threat is not None
-
-
-@dataclass
-class Outcome:
-    """What one attack did at one budget.
-
-    Attributes:
-        attack: name in the catalogue, ``"none"`` or ``"worst-case"``.
-        access: what the attacker needed.
-        threat: threat set.
-        settings: steps, restarts, keep of the attack.
-        eps: budget in data units; ``fraction``: as a share of the window.
-        scores: ``(N,)`` hard score per case, NaN where unscored.
-        linf, l2_rms, ssim: size of the perturbation per case, ``(N,)``; in data units, and structural similarity.
-        diagnosis: the model's output.
-        endpoints: rows of :class:`EndpointTable` and :class:`~medadv.benchmarks.survey_endpoints.SurveyMeasures`.
-        measures: the values of the latter.
-        unit: of ``eps``; None: that of the images.
-        verdict: what a defence said of each image, ``(N,)``; None without one.
-        reference: target and validity its images are scored against, where a threat moved or covered anatomy.
-        passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
-    """
-
-    attack: str
-    access: str
-    threat: str
-    settings: dict[str, Any]
-    eps: float
-    fraction: float
-    scores: np.ndarray
-    linf: np.ndarray
-    l2_rms: np.ndarray
-    ssim: np.ndarray
-    diagnosis: Diagnosis
-    endpoints: pd.DataFrame
-    passes: Passes = field(default_factory=Passes)
-    queries: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    seconds: float = 0.0
-    reference: tuple[Tensor, Tensor] | None = None
-    unit: str | None = None
-    worst_attack: list[str] | None = None
-    images: np.ndarray | None = None
-    measures: dict[str, np.ndarray] = field(default_factory=dict)
-    verdict: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Crafted:
-    """Adversarial images as an attack left them, before they are judged.
-
-    Attributes:
-        planned: the attack that was asked for.
-        attack: after its run.
-        images: ``(N, C, *S)``.
-        seconds: what it took.
-    """
-
-    planned: Planned
-    attack: CatalogueAttack
-    images: np.ndarray
-    seconds: float
-
-
-@dataclass
-class Evaluation:
-    """All outcomes of one estimator on the test cases of a data set."""
-
-    data: Dataset
-    cases: Cases
-    segments: bool
-    outcomes: list[Outcome]
-    findings: list[Finding]
-
-    @property
-    def clean(self) -> Outcome:
-        """The outcome without an attack."""
-        return self.outcomes[0]
 
 
 class Evaluator:
@@ -137,21 +43,27 @@ class Evaluator:
         seed: of the attacks.
         test_cases: only the first so many test cases.
         hd95: of segmentations also the 95th percentile of the Hausdorff distance.
+        bands: how many bands of frequencies the energy of each perturbation is told for; None: not told.
     """
 
     def __init__(
         self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0,
-        test_cases: int | None = None, hd95: bool = False,
+        test_cases: int | None = None, hd95: bool = False, bands: int | None = None,
     ) -> None:  # fmt: skip
         self.estimator = estimator
         self.data = data
         self.cases = data.test.take(test_cases)
         self.batch_size = batch_size
         self.seed = seed
+        self.bands = bands
         self.decision = estimator.decision
         spatial = self.cases.x.shape[2:] if estimator.segments else ()
         self.target, self.valid = self.decision.canonical(self._reference(self.cases.y), spatial)
         self.x = torch.from_numpy(self.cases.x)
+        ignored = self.decision.ignore_index
+        marked = self.target if ignored is None else torch.where(self.valid, self.target, ignored)
+        train = data.train.x, self._reference(data.train.y)
+        self.seen = Seen(self.cases.x, marked, self.cases.ids, self.decision, estimator.segments, train)
         estimator.intensity.check(self.x)
         self.table = self._endpoint_table()
         self.survey = SurveyMeasures(self.decision, estimator.segments, data.spacing, hd95)
@@ -201,7 +113,9 @@ class Evaluator:
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
         measures = self.survey(diagnosis, target, valid)
-        moved = (x_adv - self.x).double().flatten(1)
+        moved = (x_adv - self.x).double()
+        shares = None if self.bands is None or clean is None else band_shares(moved, self.bands).numpy()
+        moved = moved.flatten(1)
         return Outcome(
             scores=torch.cat(scores).double().numpy(),
             linf=moved.abs().amax(1).numpy(),
@@ -211,6 +125,7 @@ class Evaluator:
             endpoints=self._endpoints(clean, diagnosis, measures, target),
             measures=measures,
             reference=reference,
+            band_shares=shares,
             **facts,
         )
 
@@ -242,47 +157,29 @@ class Evaluator:
 
     def attack(self, planned: Planned, eps: float | str | None = None, *, keep_images: bool = False) -> Outcome:
         """Runs one attack at one budget; None: its own."""
-        return self.judge(self.craft(planned, eps), keep_images=keep_images)
+        return self.judge(planned, self.craft(planned, eps), keep_images=keep_images)
 
     def craft(self, planned: Planned, eps: float | str | None = None) -> Crafted:
         """The images of one attack at one budget; None: its own. Statistics it needs are of the training cases."""
-        settings = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed, **planned.options}
-        attack: CatalogueAttack = create(planned.name, self.attacked, **settings)
-        if isinstance(attack, FeatureAttack) and attack.statistics is None:
-            train = self.data.train
-            attack.fit(train.x, self._reference(train.y), batch_size=self.batch_size)
-        start = time.perf_counter()
-        x_adv = attack.generate(self.cases.x, self.target.numpy(), ids=self.cases.ids)
-        return Crafted(planned, attack, x_adv, time.perf_counter() - start)
-
-    def judge(self, crafted: Crafted, *, keep_images: bool = False, **changes: Any) -> Outcome:
-        """Scores the images of an attack; ``changes`` are facts that differ from what the attack says of itself."""
-        attack, x_adv = crafted.attack, crafted.images
-        settings = {
-            "steps": getattr(attack, "max_iter", 0 if attack.name == "noise" else 1),
-            "restarts": getattr(attack, "num_random_init", 0),
-            "keep": attack.keep,
-        }
-        kind, budget, moved = attack.threat_kind, attack.budget, attack.reference
-        facts: dict[str, Any] = {
-            "attack": crafted.planned.label,
-            "access": attack.recipe.access,
-            "threat": "none" if kind is None else kind.name,
-            "settings": settings,
-            "eps": np.nan if budget is None else budget.eps,
-            "unit": None if budget is None else budget.unit,
-            "fraction": np.nan if budget is None else budget.fraction,
-            "queries": attack.queries,
-            "passes": attack.passes,
-            "seconds": crafted.seconds,
-        }
-        outcome = self._outcome(
-            torch.from_numpy(x_adv),
-            self.clean,
-            reference=None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])),
-            **{**facts, **changes},
+        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
+        order = Order(
+            planned.name,
+            {**common, **planned.options, **planned.per_budget.get(str(eps), {})},
+            planned.region,
+            planned.wanted,
         )
-        outcome.images = x_adv if keep_images else None
+        if planned.surrogate is None:
+            return craft(self.attacked, order, self.seen)
+        return planned.surrogate.craft(self.estimator, order, self.seen)
+
+    def judge(self, planned: Planned, made: Crafted, *, keep_images: bool = False, **changes: Any) -> Outcome:
+        """Scores the images of an attack; ``changes`` are facts that differ from what the attack says of itself."""
+        source = "none" if planned.surrogate is None else planned.surrogate.name
+        facts = {"attack": planned.label, "surrogate": source, **made.facts, **changes}
+        outcome = self._outcome(torch.from_numpy(made.images), self.clean, reference=made.reference, **facts)
+        if planned.wanted is not None:
+            outcome.success = self._reached(outcome.diagnosis.hard, planned.wanted)
+        outcome.images = made.images if keep_images else None
         return outcome
 
     def corrupt(self, name: str, severity: int) -> Outcome:
@@ -306,8 +203,21 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
+    def _reached(self, hard: Tensor, label: int) -> tuple[float, str]:
+        """Share of the cases, of those not so diagnosed at first, that get the diagnosis wanted; and the rule."""
+        wanted, clean = self.seen.wanted(label), self.clean.diagnosis.hard
+        if not self.estimator.segments:
+            open_cases = clean.long() != label
+            given, rule = hard.long() == label, f"not class {label} -> class {label}"
+        else:
+            open_cases = self.decision.one_hot(clean, (label,)).flatten(1).any(1)
+            now, before = hard.to(wanted.dtype), clean.to(wanted.dtype)
+            given = target_success(now, wanted, before, self.decision, label).success
+            rule = f"label {label} erased by half or more, no other changed by more than 0.05"
+        return (float(given[open_cases].double().mean()) if bool(open_cases.any()) else np.nan), rule
+
     def worst_case(self, outcomes: Sequence[Outcome]) -> Outcome:
-        """Per case the worst over several attacks of one threat set and budget.
+        """Per case the worst over several attacks of one threat set, region and budget; its access is the greatest.
 
         Endpoints are those of the image with the worst score; scores of classes (and the AUC made of them) take per
         case and class the smallest signed margin over all attacks.
@@ -333,14 +243,18 @@ class Evaluator:
             if self.estimator.segments
             else self.survey(diagnosis, target, valid)
         )
+        surrogates = {outcome.surrogate for outcome in outcomes if outcome.access != "none"} or {"none"}
         images = None
         if all(o.images is not None for o in outcomes):
             images = np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
         settings = {name: max(o.settings[name] for o in outcomes) for name in ("steps", "restarts")}
         return Outcome(
             attack=WORST_CASE,
-            access="white-box",
+            access=max((o.access for o in outcomes), key=NEEDS.index),
             threat=first.threat,
+            surrogate=surrogates.pop() if len(surrogates) == 1 else "several",
+            region=first.region,
+            targeted=all(o.targeted for o in outcomes),
             settings={**settings, "keep": "score"},
             eps=first.eps,
             unit=first.unit,
@@ -349,6 +263,7 @@ class Evaluator:
             linf=pick("linf"),
             l2_rms=pick("l2_rms"),
             ssim=pick("ssim"),
+            band_shares=None if self.bands is None else pick("band_shares"),
             diagnosis=diagnosis,
             endpoints=self._endpoints(self.clean, diagnosis, measures, target),
             measures=measures,
@@ -410,11 +325,12 @@ def evaluate_estimator(
     test_cases: int | None = None,
     keep_images: bool = False,
     hd95: bool = False,
+    bands: int | None = None,
     corruptions: str | Sequence[str] = (),
     on_attack: Callable[[str], None] = lambda done: None,
-    on_images: Callable[[Crafted, float | str | None], None] = lambda crafted, eps: None,
+    on_images: Callable[[Planned, Crafted, float | str | None], None] = lambda planned, crafted, eps: None,
 ) -> Evaluation:
-    """All attacks at all budgets, and per budget and threat set the worst case.
+    """All attacks at all budgets, and per budget, threat set and region the worst case.
 
     Args:
         estimator: a medadv estimator.
@@ -422,7 +338,7 @@ def evaluate_estimator(
         attacks: what to run; noise is added if it is missing.
         budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
             Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
-        batch_size, seed, test_cases: as in :class:`Evaluator`.
+        batch_size, seed, test_cases, bands: as in :class:`Evaluator`.
         keep_images: keep the adversarial images of every worst case.
         hd95: as in :class:`Evaluator`.
         corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
@@ -430,7 +346,9 @@ def evaluate_estimator(
         on_attack: called with a line of progress after each attack and corruption.
         on_images: called with the images of each attack and its budget, before they are let go.
     """
-    evaluator = Evaluator(estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95)
+    evaluator = Evaluator(
+        estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95, bands=bands
+    )
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
@@ -440,12 +358,14 @@ def evaluate_estimator(
         found = []
         for attack in run:
             crafted = evaluator.craft(attack, eps)
-            found.append(evaluator.judge(crafted, keep_images=keep_images))
-            on_images(crafted, eps)
+            found.append(evaluator.judge(attack, crafted, keep_images=keep_images))
+            on_images(attack, crafted, eps)
             on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
-        groups = dict.fromkeys((outcome.threat, outcome.eps) for outcome in found)
         outcomes += found
-        outcomes += [evaluator.worst_case([o for o in found if (o.threat, o.eps) == group]) for group in groups]
+        groups: dict[tuple[str, str, float], list[Outcome]] = {}
+        for outcome in found:
+            groups.setdefault((outcome.threat, outcome.region, outcome.eps), []).append(outcome)
+        outcomes += [evaluator.worst_case(group) for group in groups.values()]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
     for name in chosen(corruptions):

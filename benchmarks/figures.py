@@ -44,7 +44,7 @@ def _curves(axes: Any, rows: Any) -> None:
     blind = rows[rows.model == IMAGE_BLIND]
     if len(blind):
         axes.axhline(blind.clean.iloc[0], color="black", linestyle=":", linewidth=1, label="image-blind")
-    models = rows[rows.model != IMAGE_BLIND]
+    models = rows[(rows.model != IMAGE_BLIND) & (rows.region == "all")]
     several_models = models.model.nunique() > 1
     for colour, ((model, training), group) in zip(
         np.resize(np.array(_COLOURS), 100), models.groupby(["model", "training"], sort=False), strict=False

@@ -15,14 +15,15 @@ from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcom
 from medadv.benchmarks.statistics import mean_interval, paired_difference
 from medadv.diagnostics import monotone
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
-    "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
+    "surrogate", "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
     "empty_policy", "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf",
     "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
 )  # fmt: skip
 _MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
+_ATTACK_KEY = ["attack", "threat", "region", "eps", "unit"]
 DICE_SUCCESS = 0.5
 
 
@@ -47,6 +48,7 @@ class Leaderboard:
         frame: the leaderboard.
         cases: a score per case and attack.
         endpoints: an endpoint per case and attack.
+        bands: share of each perturbation's energy per band of frequencies, where a suite asks for it.
         meta: provenance, as written to ``leaderboard.meta.json``.
 
     Example:
@@ -58,27 +60,30 @@ class Leaderboard:
     frame: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     cases: pd.DataFrame = field(default_factory=pd.DataFrame)
     endpoints: pd.DataFrame = field(default_factory=pd.DataFrame)
+    bands: pd.DataFrame = field(default_factory=pd.DataFrame)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def add(self, entry: Entry, evaluation: Evaluation) -> None:
         """Adds all outcomes of one evaluated model."""
-        rows, cases, endpoints = [], [], []
+        rows, cases, endpoints, bands = [], [], [], []
         for outcome in evaluation.outcomes:
             row = _row(entry, evaluation, outcome)
             rows.append(row)
-            key = {name: row[name] for name in (*_MODEL_KEY, "attack", "threat", "eps", "unit")}
+            key = {name: row[name] for name in (*_MODEL_KEY, *_ATTACK_KEY)}
             cases.append(_case_rows(key, evaluation, outcome))
             endpoints.append(outcome.endpoints.assign(**key)[[*key, *outcome.endpoints.columns]])
+            bands.append(_band_rows(key, evaluation.cases, outcome))
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         findings = [finding.flag for finding in evaluation.findings if finding.flag]
         self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
+        self.bands = _appended(self.bands, bands)
 
     def add_image_blind(
         self, entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray, endpoints: pd.DataFrame | None = None
     ) -> None:
         """Adds what a model scores that never looks at the image, and its endpoints; no attack can change it."""
         row = _blind_row(entry, data, cases, scores)
-        key = {name: row[name] for name in (*_MODEL_KEY, "attack", "threat", "eps", "unit")}
+        key = {name: row[name] for name in (*_MODEL_KEY, *_ATTACK_KEY)}
         table = pd.DataFrame(
             {**key, "case": cases.ids, "patient": cases.patients or "", "clean": scores, "adversarial": scores}
         )
@@ -98,9 +103,10 @@ class Leaderboard:
         """Paired differences of worst cases between trainings: training minus ``baseline``, same cases and budget.
 
         Returns:
-            Rows ``dataset, task, model, training, train_seed, threat, eps, difference, ci_low, ci_high, ci_unit``.
+            Rows ``dataset, task, model, training, train_seed, threat, region, eps, difference, ci_low, ci_high,
+            ci_unit``.
         """
-        keys = ["dataset", "task", "model", "train_seed", "threat", "eps"]
+        keys = ["dataset", "task", "model", "train_seed", "threat", "region", "eps"]
         worst = self.cases[self.cases.attack == WORST_CASE] if len(self.cases) else self.cases
         rows = []
         if len(worst):
@@ -116,6 +122,28 @@ class Leaderboard:
                     )
                     rows.append((*key, training, difference, interval.low, interval.high, interval.unit))
         return pd.DataFrame(rows, columns=[*keys, "training", "difference", "ci_low", "ci_high", "ci_unit"])
+
+    def transfer_matrix(self) -> pd.DataFrame:
+        """What each model scores on the images made on each other one: surrogates x targets.
+
+        Returns:
+            A row per attack, budget and surrogate; columns ``dataset, task, train_seed, attack, threat, region, eps,
+            surrogate``, then a column ``model/training`` per target. Where the suite also runs the attack on the
+            targets themselves, the diagonal holds that white-box score.
+        """
+        shown = self.frame[~self.frame.surrogate.isin(["none", "several"]) & (self.frame.attack != WORST_CASE)].copy()
+        if shown.empty:
+            return pd.DataFrame()
+        shown["attack"] = [
+            attack.removesuffix(f" from {source}") for attack, source in zip(shown.attack, shown.surrogate, strict=True)
+        ]
+        keys = ["dataset", "task", "train_seed", "attack", "threat", "region", "eps"]
+        own = self.frame[self.frame.surrogate == "none"].merge(shown[keys].drop_duplicates(), on=keys)
+        own["surrogate"] = own.model + "/" + own.training
+        both = pd.concat([shown, own], ignore_index=True)
+        both["target"] = both.model + "/" + both.training
+        cells = both.groupby([*keys, "surrogate", "target"], dropna=False).adversarial.first()
+        return cells.unstack("target").reset_index().rename_axis(columns=None)
 
     def to_csv(self, path: str | Path) -> None:
         """Writes :attr:`frame` as CSV."""
@@ -150,13 +178,13 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
     data, cases, clean = evaluation.data, evaluation.cases, evaluation.clean
     scored = ~np.isnan(outcome.scores)
     interval = mean_interval(outcome.scores, cases.patients)
-    success, rule = success_of(clean.scores, outcome.scores, data, evaluation.segments)
+    success, rule = outcome.success or success_of(clean.scores, outcome.scores, data, evaluation.segments)
     queries = int(outcome.queries.max(initial=0)) if outcome.access in ("score", "decision") else 0
     return {
         **_described(entry, data, cases, evaluation.segments),
         "n_unscored": int((~scored).sum()),
-        "attack": outcome.attack, "access": outcome.access, "threat": outcome.threat, "region": "all",
-        "targeted": False,
+        "attack": outcome.attack, "access": outcome.access, "surrogate": outcome.surrogate,
+        "threat": outcome.threat, "region": outcome.region, "targeted": outcome.targeted,
         "eps": outcome.eps, "eps_fraction": outcome.fraction, **outcome.settings,
         "unit": (evaluation.data.intensity.unit if outcome.unit is None else outcome.unit) or "1",
         "clean": _mean(clean.scores), "adversarial": _mean(outcome.scores),
@@ -189,7 +217,8 @@ def _blind_row(entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) ->
     return {
         **_described(entry, data, cases, data.task == "segmentation"),
         "n_unscored": int(np.isnan(scores).sum()),
-        "attack": NO_ATTACK, "access": "none", "threat": "none", "region": "all", "targeted": False,
+        "attack": NO_ATTACK, "access": "none", "surrogate": "none", "threat": "none", "region": "all",
+        "targeted": False,
         "eps": 0.0, "eps_fraction": 0.0, "steps": 0, "restarts": 0, "keep": "last",
         "clean": _mean(scores), "adversarial": _mean(scores),
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
@@ -233,11 +262,25 @@ def _case_rows(key: dict[str, Any], evaluation: Evaluation, outcome: Outcome) ->
     )
 
 
+def _band_rows(key: dict[str, Any], cases: Cases, outcome: Outcome) -> pd.DataFrame:
+    """Rows ``case, band, low, high, share``; bands as shares of the greatest frequency."""
+    if outcome.band_shares is None:
+        return pd.DataFrame()
+    count = outcome.band_shares.shape[1]
+    band = np.tile(np.arange(count), len(cases))
+    return pd.DataFrame(
+        {
+            **key, "case": np.repeat(cases.ids, count), "band": band, "low": band / count, "high": (band + 1) / count,
+            "share": outcome.band_shares.ravel(),
+        }
+    )  # fmt: skip
+
+
 def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
     """Adds the flags of the model, and of each attack whose score rises with the budget."""
     frame = frame.copy()
     clean = frame[frame.attack == NO_ATTACK]
-    for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat"]):
+    for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat", "region"]):
         curve = pd.concat([clean, rows])
         # what is meant to be worse and is not tells of the attack; a corruption is no attack
         if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.benchmarks.data.base import Dataset
+from medadv.benchmarks.networks import NETWORKS
 from medadv.benchmarks.suites import ModelSpec
 from medadv.decisions import Multilabel
 from medadv.intensities import Intensity
@@ -22,8 +25,27 @@ from medadv.names import unknown_name
 Estimator = MonaiClassifier | MonaiMultilabelClassifier | MonaiSegmenter
 
 
+# what MONAI's own defaults would make of a network in a suite: ViT without a head, or with one whose tanh keeps logits
+# between -1 and 1; weights from a download
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {"classification": True, "post_activation": None},
+    "EfficientNetBN": {"pretrained": False},
+}
+
+
+def networks() -> dict[str, Callable[..., nn.Module]]:
+    """All networks that suites can name: those of :mod:`medadv.benchmarks.networks` and ``monai.networks.nets``."""
+    of_monai = {
+        key: value for key, value in vars(monai.networks.nets).items() if callable(value) and not key.startswith("_")
+    }
+    return {**of_monai, **NETWORKS}
+
+
 def build_network(name: str, args: dict[str, Any]) -> nn.Module:
-    """A network of ``monai.networks.nets`` by name.
+    """A network by name: of ``monai.networks.nets``, or of :data:`medadv.benchmarks.networks.NETWORKS`.
+
+    A ``ViT`` is a classifier with a linear head and ``EfficientNetBN`` starts from random weights, unless ``args`` say
+    otherwise.
 
     Raises:
         ValueError: an unknown name (the nearest are given), or arguments the network does not take.
@@ -32,18 +54,38 @@ def build_network(name: str, args: dict[str, Any]) -> nn.Module:
         >>> type(build_network("DenseNet121", {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}))
         <class 'monai.networks.nets.densenet.DenseNet121'>
     """
-    nets = {
-        key: value for key, value in vars(monai.networks.nets).items() if callable(value) and not key.startswith("_")
-    }
+    nets = networks()
     if name not in nets:
         raise unknown_name("network", name, nets)
     try:
-        network = nets[name](**args)
+        network = nets[name](**{**_DEFAULTS.get(name, {}), **args})
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"network {name} can't be built with {args}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} of monai.networks.nets is no network.")
     return network
+
+
+def arguments_from_data(name: str, data: Dataset) -> dict[str, Any]:
+    """Those arguments of a network that its data decide on: rank, channels, number of logits, size of the image.
+
+    Args:
+        name: of the network.
+        data: what it is to be trained on.
+
+    Returns:
+        What the network's signature has of ``spatial_dims``, ``in_channels`` or ``n_input_channels``, ``out_channels``
+        or ``num_classes``, and ``img_size``.
+    """
+    channels, size = data.test.x.shape[1], tuple(int(side) for side in data.test.x.shape[2:])
+    logits = data.decision.channels
+    known = {
+        "spatial_dims": data.dims, "in_channels": channels, "n_input_channels": channels, "out_channels": logits,
+        "num_classes": logits, "img_size": size,
+    }  # fmt: skip
+    make = networks().get(name)
+    taken = () if make is None else signature(make).parameters
+    return {argument: value for argument, value in known.items() if argument in taken}
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:
@@ -80,7 +122,8 @@ def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: st
     """The estimator of a suite's model on a data set, with fresh (seeded) or loaded weights.
 
     Args:
-        spec: network by name and arguments.
+        spec: network by name and arguments; those that the data decide on may be left out, see
+            :func:`arguments_from_data`.
         data: decides on the adapter: voxels, exclusive classes or several labels.
         seed: of the initial weights.
         device: default: a GPU where there is one.
@@ -90,7 +133,7 @@ def build_estimator(spec: ModelSpec, data: Dataset, *, seed: int = 0, device: st
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_network(spec.network, spec.args)
+        network = build_network(spec.network, {**arguments_from_data(spec.network, data), **spec.args})
     _check_cam_layer(spec, network, data)
     if spec.checkpoint is not None:
         load_checkpoint(network, spec.checkpoint)

@@ -51,8 +51,8 @@ def _shown(galleries: Sequence[Gallery], section: str) -> list[tuple[str, str, s
 
 
 def summary(board: Leaderboard) -> pd.DataFrame:
-    """Per task and model: clean, then the worst case of each budget."""
-    rows = board.frame[board.frame.attack.isin([WORST_CASE, NO_ATTACK])].copy()
+    """Per task and model: clean, then the worst case of each budget, over images that may change everywhere."""
+    rows = board.frame[board.frame.attack.isin([WORST_CASE, NO_ATTACK]) & (board.frame.region == "all")].copy()
     rows["budget"] = [
         "clean" if attack == NO_ATTACK else f"{255 * share:.3g}/255"
         for attack, share in zip(rows.attack, rows.eps_fraction, strict=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
 from medadv.benchmarks.corruptions import check_modality, chosen
+from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Memory, Surrogate
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.defences import Defended, build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
@@ -26,9 +28,11 @@ from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
-from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite
+from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite, trainings_of
 from medadv.benchmarks.survey_render import write_survey
 from medadv.training import Recipe, Validation, train
+
+Trained = tuple[str, str]  # names of model and training
 
 
 def evaluate(
@@ -49,7 +53,7 @@ def evaluate(
         estimator: a medadv estimator.
         data: a :class:`~medadv.benchmarks.data.Dataset`, whose test cases are attacked, or a pair of images
             ``(N, C, *S)`` and references.
-        attacks: names of the catalogue, (name, options), or :class:`~medadv.benchmarks.evaluate.Planned`.
+        attacks: names of the catalogue, (name, options), or :class:`~medadv.benchmarks.outcomes.Planned`.
         budgets: such as ``["1/255", "4/255"]``.
         model: how the table calls the model.
         batch_size: cases at once.
@@ -107,7 +111,8 @@ def run_suite(
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html`` and ``models/``.
+            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``, ``models/`` and, where the suite
+            asks for it, ``transfer.csv`` and ``bands.csv``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
@@ -161,17 +166,30 @@ class _Run:
         constant = image_blind_diagnosis(data)
         endpoints = image_blind_endpoints(data, cases, constant, hd95=self.suite.hd95)
         self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases, constant), endpoints)
-        for model in task.models:
-            for seed in task.train_seeds or self.suite.train_seeds:
-                trained: dict[str, Estimator] = {}
-                for name, training in _trainings(task, model):
-                    trained[name] = self._train(task, model, name, training, data, seed, trained)
-                compared = SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer)
-                for name, estimator in trained.items():
-                    result = self._evaluate(task, model, name, trained, data, seed)
+        for seed in task.train_seeds or self.suite.train_seeds:
+            trained = self._train_all(task, data, seed)
+            compared = {
+                model.name: SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer) for model in task.models
+            }
+            # images made on one model wait here until all others have seen them
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".replayed-") as waiting:
+                memory = Memory(Path(waiting))
+                for target, estimator in trained.items():
+                    result = self._evaluate(task, target, trained, memory, data, seed)
                     if attacked(result):
-                        compared.add(name, estimator, result)
-                self.galleries += compared.galleries()
+                        compared[target[0]].add(target[1], estimator, result)
+            for pictures in compared.values():
+                self.galleries += pictures.galleries()
+
+    def _train_all(self, task: TaskSpec, data: Dataset, seed: int) -> dict[Trained, Estimator]:
+        """All models of a task by name of model and training."""
+        found: dict[Trained, Estimator] = {}
+        for model in task.models:
+            own: dict[str, Estimator] = {}
+            for name, training in trainings_of(task, model).items():
+                own[name] = self._train(task, model, name, training, data, seed, own)
+            found.update({(model.name, name): estimator for name, estimator in own.items()})
+        return found
 
     def _train(
         self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
@@ -215,7 +233,8 @@ class _Run:
 
     def _try_defences(self, task: TaskSpec, data: Dataset) -> None:
         """Refuses defences that can't be right before anything is trained."""
-        attacks = [Planned(attack.name, attack.options, attack.title or "") for attack in task.attacks]
+        own = [attack for attack in task.attacks if attack.surrogate is None]
+        attacks = [Planned(attack.name, attack.options, attack.title or "", wanted=attack.wanted) for attack in own]
         for title, spec in task.defences.items():
             for model in task.models:
                 try:
@@ -242,15 +261,16 @@ class _Run:
         return DefenceTrials(evaluators, through, keep_images=self.save)
 
     def _evaluate(
-        self, task: TaskSpec, model: ModelSpec, name: str, trained: dict[str, Estimator], data: Dataset, seed: int
-    ) -> Evaluation:
-        estimator = trained[name]
-        attacks = _attacks_on(name, task, trained)
+        self, task: TaskSpec, target: Trained, trained: dict[Trained, Estimator], memory: Memory, data: Dataset,
+        seed: int,
+    ) -> Evaluation:  # fmt: skip
+        estimator, (model, name) = trained[target], target
+        attacks = planned_attacks(task, target, trained, memory)
         once = sum(attack.has_own_budget for attack in attacks)
         budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
         total = budgets * (len(attacks) - once + 1) + once + len(chosen(task.corruptions))
         trials = self._trials(task, name, estimator, data, attacks)
-        with tqdm(total=total, desc=f"attack {task.name} {model.name} {name}", disable=not self.progress) as bar:
+        with tqdm(total=total, desc=f"attack {task.name} {model} {name}", disable=not self.progress) as bar:
 
             def on_attack(done: str) -> None:
                 bar.set_postfix_str(done)
@@ -258,11 +278,11 @@ class _Run:
 
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, corruptions=task.corruptions,
-                on_attack=on_attack, on_images=trials.see,
+                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, bands=self.suite.bands,
+                corruptions=task.corruptions, on_attack=on_attack, on_images=trials.see,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
-        entry = Entry(self.suite.name, task.name, model.name, name, seed, self.suite.seed, flags)
+        entry = Entry(self.suite.name, task.name, model, name, seed, self.suite.seed, flags)
         self.board.add(entry, result)
         self._keep_images(entry, result)
         for title, defended in trials.evaluations().items():
@@ -283,7 +303,8 @@ class _Run:
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}-{outcome.eps:.5g}.npz"
+                region = "" if outcome.region == "all" else f"-{outcome.region}"
+                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}{region}-{outcome.eps:.5g}.npz"
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
@@ -297,25 +318,33 @@ def _label(entry: Entry) -> str:
     return f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
 
 
-def _trainings(task: TaskSpec, model: ModelSpec) -> list[tuple[str, TrainingSpec | None]]:
-    """What is done to a model: its trainings, or nothing if it comes with weights."""
-    if model.checkpoint is not None:
-        return [("checkpoint", None)]
-    return list(task.trainings.items())
+def planned_attacks(
+    task: TaskSpec, target: Trained, trained: Mapping[Trained, Estimator], memory: Memory
+) -> list[Planned]:
+    """The attacks of a task on one model, one for each surrogate where there are several.
 
-
-def _attacks_on(name: str, task: TaskSpec, trained: dict[str, Estimator]) -> list[Planned]:
-    """The attacks of a task on the model of one training; a model is no surrogate of itself."""
+    Args:
+        task: what is asked for.
+        target: model and training that are attacked.
+        trained: all models of the task.
+        memory: of images that were made on surrogates.
+    """
     planned = []
-    for attack in task.attacks:
-        options = dict(attack.options)
-        surrogate = options.get("surrogate")
-        if surrogate == name or (surrogate is not None and surrogate not in trained):
-            continue
-        if surrogate is not None:
-            options["surrogate"] = trained[surrogate]
-        planned.append(Planned(attack.name, options, attack.title or ""))
+    for spec in task.attacks:
+        plain = Planned(spec.name, spec.options, spec.title or "", spec.per_budget, None, spec.region, spec.wanted)
+        sources = [] if spec.surrogate is None else spec.surrogate.sources(target, trained)
+        for source in sources:
+            access = SEMI_WHITE_BOX if _undefended_twin(task, source, target) else NO_BOX
+            surrogate = Surrogate("/".join(source), trained[source], access, memory)
+            planned.append(replace(plain, title=spec.label_of(source), surrogate=surrogate))
+        planned += [plain] if spec.surrogate is None else []
     return planned
+
+
+def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
+    """Whether a surrogate is the target's network, trained without a defence."""
+    spec = task.trainings.get(source[1])
+    return source[0] == target[0] and spec is not None and spec.recipe == "natural"
 
 
 def _validation(spec: TrainingSpec, recipe: Recipe, estimator: Estimator, data: Dataset) -> Validation | None:

@@ -44,10 +44,16 @@ def prepare_folder(path: Path) -> Path:
 
 
 def write_tables(board: Leaderboard, folder: Path) -> None:
-    """Writes ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv`` and ``leaderboard.meta.json``."""
+    """Writes ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv`` and ``leaderboard.meta.json``.
+
+    Beside them ``transfer.csv`` and ``bands.csv``, where the suite replays images or asks for bands.
+    """
     board.to_csv(folder / "leaderboard.csv")
     write_text(folder / "cases.csv", board.cases.to_csv(index=False))
     write_text(folder / "endpoints.csv", board.endpoints.to_csv(index=False))
+    for name, table in (("transfer", board.transfer_matrix()), ("bands", board.bands)):
+        if len(table):
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
     write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
 
 

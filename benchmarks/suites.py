@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +26,9 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """A network of ``monai.networks.nets`` by name and arguments, trained by the suite or loaded from a checkpoint.
+    """A network by name and arguments, trained by the suite or loaded from a checkpoint.
 
+    Arguments that the data decide on (rank, channels, number of logits, size of the image) may be left out.
     ``cam_layer`` names the layer whose class-activation map the report shows (default: found by itself); images only.
     """
 
@@ -91,30 +94,107 @@ class TrainingSpec(_Strict):
             raise ValueError(f"training recipe {self.recipe!r} can't be built with {self.options}: {error}") from None
 
 
+ALL = "all"
+CHECKPOINT = "checkpoint"
+
+
+class SurrogateSpec(_Strict):
+    """Which trained models of the task an attack's images are made on, to be shown to all others.
+
+    Attributes:
+        model: name of a model, ``"all"``, or None: the same network as the target's.
+        training: name of a training, or ``"all"``.
+    """
+
+    model: str | None = None
+    training: str = "natural"
+
+    def sources(self, target: tuple[str, str], trained: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The (model, training) pairs meant for a target, which is no surrogate of itself."""
+        model = target[0] if self.model is None else self.model
+        return [
+            pair for pair in trained if pair != target and model in (ALL, pair[0]) and self.training in (ALL, pair[1])
+        ]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is at most one model for each target."""
+        return ALL not in (self.model, self.training)
+
+
 class AttackSpec(_Strict):
     """An attack of the catalogue with its options, and how the tables call it (default: its name).
 
-    ``surrogate`` among the options is the name of another training of the same task.
+    Attributes:
+        per_budget: further options at single budgets of the suite, such as
+            ``{"1/255": {eps_step: "0.5/255"}, "8/255": {eps_step: "2/255"}}``; all budgets or none.
+        surrogate: a training of the same network (``natural``) or ``{model: ..., training: ...}``, each by name or
+            ``all``: the images are made there and only shown to the target.
+        region: ``all``, or ``foreground`` or ``background`` of the reference: where the image may change.
+        wanted: makes it targeted: the class it wants (images) or the label it wants erased (voxels).
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
     title: str | None = None
+    per_budget: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    surrogate: SurrogateSpec | None = None
+    region: Literal["all", "foreground", "background"] = "all"
+    wanted: int | None = Field(None, ge=0)
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         return recipe_of(name).name
 
+    @field_validator("surrogate", mode="before")
+    @classmethod
+    def _training(cls, surrogate: Any) -> Any:
+        return {"training": surrogate} if isinstance(surrogate, str) else surrogate
+
     @model_validator(mode="after")
     def _accepted(self) -> AttackSpec:
-        try:
-            recipe_of(self.name).check_options(
-                {k: v for k, v in self.options.items() if k not in (*COMMON_OPTIONS, "eps")}
-            )
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        row = recipe_of(self.name)
+        for options in (self.options, *self.per_budget.values()):
+            try:
+                row.check_options({k: v for k, v in options.items() if k not in (*COMMON_OPTIONS, "eps")})
+            except TypeError as error:
+                raise ValueError(str(error)) from None
+            if options.get("targeted"):
+                raise ValueError("targeted needs a diagnosis; give wanted:, the class (images) or the label to erase.")
+        if self.wanted is not None and not row.directed:
+            raise ValueError(f"attack {self.name!r} has no direction; leave wanted out.")
+        if self.per_budget and (row.threat is not None or "eps" in self.options):
+            raise ValueError(f"attack {self.name!r} runs once, at its own budget; leave per_budget out.")
+        if any("eps" in options for options in self.per_budget.values()):
+            raise ValueError("per_budget holds what goes with a budget; eps is the budget itself, leave it out.")
         return self
+
+    @model_validator(mode="after")
+    def _replayable(self) -> AttackSpec:
+        if recipe_of(self.name).access == "transfer":
+            raise ValueError(
+                f"attack {self.name!r} needs a model; name the attack that is run there, with surrogate: beside it."
+            )
+        if self.surrogate is not None and recipe_of(self.name).access == "none":
+            raise ValueError(f"attack {self.name!r} looks at no model; leave surrogate out.")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How the tables call it; where there are several surrogates, the beginning of that."""
+        source = self.surrogate
+        if source is None or (self.title and source.is_one):
+            return self.title or self.name
+        return f"{self.title or self.name} from {'/'.join(filter(None, (source.model, source.training)))}"
+
+    def label_of(self, source: tuple[str, str]) -> str:
+        """How the tables call it with one surrogate, a (model, training)."""
+        assert self.surrogate is not None
+        return self.label if self.surrogate.is_one else f"{self.title or self.name} from {'/'.join(source)}"
+
+
+_OTHER = {"model": "name", "attack": "title"}
 
 
 class DefenceSpec(_Strict):
@@ -170,18 +250,30 @@ class TaskSpec(_Strict):
 
     @model_validator(mode="after")
     def _surrogates_exist(self) -> TaskSpec:
+        models = {model.name: trainings_of(self, model) for model in self.models}
         for attack in self.attacks:
-            surrogate = attack.options.get("surrogate")
-            if surrogate is not None and surrogate not in self.trainings:
-                raise ValueError(f"surrogate: {unknown_name('training', surrogate, self.trainings)}")
+            if attack.surrogate is None:
+                continue
+            model, training = attack.surrogate.model, attack.surrogate.training
+            if model not in (None, ALL, *models):
+                raise ValueError(f"surrogate: {unknown_name('model', model, [ALL, *models])}")
+            known = {name for key, names in models.items() if model in (None, ALL, key) for name in names}
+            if training not in (ALL, *known):
+                raise ValueError(f"surrogate: {unknown_name('training', training, [ALL, *known])}")
         return self
 
     @model_validator(mode="after")
-    def _titles_differ(self) -> TaskSpec:
-        titles = [attack.title or attack.name for attack in self.attacks]
-        twice = sorted({title for title in titles if titles.count(title) > 1})
-        if twice:
-            raise ValueError(f"attack {twice[0]!r} stands twice; give one of them another title.")
+    def _names_differ(self) -> TaskSpec:
+        for kind, names in (
+            ("model", [model.name for model in self.models]),
+            ("attack", [attack.label for attack in self.attacks]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind} {twice[0]!r} stands twice; give one of them another {_OTHER[kind]}.")
+        taken = [name for name in (*(model.name for model in self.models), *self.trainings) if name == ALL]
+        if taken:
+            raise ValueError(f"{ALL!r} means all models or trainings; give another name.")
         return self
 
     @model_validator(mode="after")
@@ -196,7 +288,12 @@ class TaskSpec(_Strict):
 
 
 class Suite(_Strict):
-    """A whole benchmark; ``hd95`` asks for the Hausdorff distance of segmentations, which takes time on volumes."""
+    """A whole benchmark.
+
+    Attributes:
+        hd95: ask for the Hausdorff distance of segmentations, which takes time on volumes.
+        bands: how many bands of frequencies the energy of each perturbation is told for (``bands.csv``).
+    """
 
     name: str
     description: str = ""
@@ -206,7 +303,31 @@ class Suite(_Strict):
     threads: int | None = Field(None, ge=1)
     needs_data_root: bool = False
     hd95: bool = False
+    bands: int | None = Field(None, ge=2)
     tasks: list[TaskSpec] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _budgets_are_all_served(self) -> Suite:
+        budgets = [str(eps) for eps in self.budgets]
+        positive = {eps for eps in budgets if not re.match(r"\s*0*\.?0*\s*([^\d\s.]|$)", eps)}
+        for task in self.tasks:
+            for attack in task.attacks:
+                unknown = [eps for eps in attack.per_budget if eps not in budgets]
+                missing = sorted(positive - set(attack.per_budget)) if attack.per_budget else []
+                if unknown or missing:
+                    problem = f"no budget of the suite is {unknown[0]!r}" if unknown else f"{missing[0]!r} is missing"
+                    raise ValueError(
+                        f"per_budget of {attack.label!r} in task {task.name!r}: {problem}; give all of "
+                        f"{', '.join(budgets)} in the same words."
+                    )
+        return self
+
+
+def trainings_of(task: TaskSpec, model: ModelSpec) -> dict[str, TrainingSpec | None]:
+    """What is done to a model: its trainings, or nothing if it comes with weights."""
+    if model.checkpoint is not None:
+        return {CHECKPOINT: None}
+    return dict(task.trainings)
 
 
 def suite_names() -> list[str]:
@@ -254,9 +375,8 @@ def parse_suite(text: str, origin: str) -> Suite:
         raise ValueError(f"suite {origin!r}: {_sentence(error)}") from None
 
 
-_KEYS = {
-    key for model in (Suite, TaskSpec, ModelSpec, TrainingSpec, AttackSpec, DefenceSpec) for key in model.model_fields
-}
+_MODELS = (Suite, TaskSpec, ModelSpec, TrainingSpec, ValidationSpec, AttackSpec, SurrogateSpec, DefenceSpec)
+_KEYS = {key for model in _MODELS for key in model.model_fields}
 
 
 def _sentence(error: ValidationError) -> str:

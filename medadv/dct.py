@@ -49,3 +49,41 @@ def _along(x: Tensor, axes: Sequence[int], *, inverse: bool) -> Tensor:
             basis = dct_matrix(x.shape[axis], x)
             x = ((x.movedim(axis, -1)) @ (basis if inverse else basis.T)).movedim(-1, axis)
     return x
+
+
+def band_shares(x: Tensor, bands: int = 8) -> Tensor:
+    """How the energy of images, such as perturbations, spreads over bands of spatial frequencies.
+
+    The frequency of a coefficient of the DCT over all spatial axes is the root mean square of ``k / n`` over the axes:
+    0 for the mean, just below 1 for the change of sign from each voxel to the next along each axis. Bands are equally
+    wide.
+
+    Args:
+        x: ``(N, C, *S)``.
+        bands: number of bands.
+
+    Returns:
+        Shares ``(N, bands)``, float64, which sum to 1; NaN where ``x`` is all zero.
+
+    Raises:
+        ValueError: less than one band.
+
+    Example:
+        >>> import torch
+        >>> band_shares(torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]]), bands=2).round()
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+    """
+    if bands < 1:
+        raise ValueError(f"bands={bands} leaves no band; give at least 1.")
+    spatial = x.shape[2:]
+    square = torch.zeros(spatial, dtype=torch.float64, device=x.device)
+    for axis, size in enumerate(spatial):
+        ratio = torch.arange(size, dtype=torch.float64, device=x.device) / size
+        square += ratio.square().view(-1, *[1] * (len(spatial) - axis - 1))
+    band = ((square / len(spatial)).sqrt() * bands).long().flatten()
+    shares = torch.zeros(len(x), bands, dtype=torch.float64, device=x.device)
+    for row, case in zip(shares, x):  # a case at a time: volumes are large in float64
+        energy = dct(case.to(torch.float64), range(1, case.ndim)).square().sum(0).flatten()
+        row.index_add_(0, band, energy)
+    return shares / shares.sum(1, keepdim=True)
