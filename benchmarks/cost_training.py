@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medadv.benchmarks.cost import EPS, SUBJECTS, Subject, median_interval
-from medadv.benchmarks.cost_table import measured
 from medadv.names import unknown_name
-from medadv.training import RECIPES, Recipe, Step
-from medadv.training.attacked import AttackStep
+from medadv.training import RECIPES, Recipe
 from medadv.training.base import Preparation, batch_of
 from medadv.training.updates import Updater
 
@@ -145,14 +143,9 @@ def cost_of_update(subject: Subject, name: str, pairs: int = 5) -> dict[str, Any
         "network": subject.name, "recipe": name, "updates": passes.count(None),
         **{f"{kind}_passes": sum(one is not None and one.kind == kind for one in passes)
            for kind in ("forward", "attack", "update")},
-        "seconds": float(np.median(times[1:, 0])), "bar": BAR if _held(step) else np.nan,
+        "seconds": float(np.median(times[1:, 0])), "bar": BAR,
         "ratio": float(np.median(ratios)), "ci_low": low, "ci_high": high,
     }  # fmt: skip
-
-
-def _held(step: Step) -> bool:
-    """Attacks that have no bar on their own cost, as they compute much beside the network's passes, set none here."""
-    return not isinstance(step, AttackStep) or measured(step.crafter.attack.recipe)
 
 
 def training_costs(

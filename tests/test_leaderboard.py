@@ -338,11 +338,13 @@ def test_suite_that_needs_data_says_so(tmp_path):
 
 
 def test_a_suite_trains_by_every_recipe_with_its_helper_and_its_validation(discs_by_name, tmp_path):
-    options = {"mpadvt": {}, "maadvt": {}, "natural": {}}
+    eps = {"eps": "4/255"}
+    options = {"attack": {"attack": "pgd", "options": {"max_iter": 1}, **eps}, "vaft": {"steps": 1}}
+    options |= {name: {} for name in ("natural", "mpadvt", "maadvt", "bias-field")}
     trainings = {
         name: {
             "recipe": name, "epochs": 1, "batch_size": 4, "validation": {"steps": 1, "cases": 2},
-            "options": options.get(name, {"eps": "4/255"}),
+            "options": options.get(name, eps),
         }
         for name in RECIPES
     }  # fmt: skip
