@@ -104,17 +104,19 @@ class Gallery:
         title: its caption.
         figure: the sheet; None where ``note`` says why.
         note: a sentence.
+        drawn: the sheet as a data URL, where it was drawn before.
     """
 
     section: str
     title: str
     figure: Figure | None = None
     note: str = ""
+    drawn: str = ""
 
     @cached_property
     def picture(self) -> str:
         """The sheet as a data URL, drawn once although the report is written after each task; empty without one."""
-        return "" if self.figure is None else png(self.figure)
+        return self.drawn if self.figure is None else png(self.figure)
 
 
 def png(figure: Figure) -> str:

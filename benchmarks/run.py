@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -22,15 +21,15 @@ from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.defences import Defended, build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
 from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
-from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
-from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials, write_tables, write_weights
-from medadv.benchmarks.suites import ModelSpec, Suite, TaskSpec, TrainingSpec, load_suite, trainings_of
+from medadv.benchmarks.resume import begin
+from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials
+from medadv.benchmarks.suites import Suite, TaskSpec, load_suite
 from medadv.benchmarks.survey_render import write_survey
-from medadv.training import Recipe, Validation, train
+from medadv.benchmarks.trainings import train_all
 
 Trained = tuple[str, str]  # names of model and training
 
@@ -112,7 +111,8 @@ def run_suite(
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
             ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``, ``models/`` and, where the suite
-            asks for it, ``transfer.csv`` and ``bands.csv``.
+            asks for it, ``transfer.csv`` and ``bands.csv``. Where it holds the same run, interrupted, that goes on:
+            finished tasks and trained networks are taken over.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
@@ -121,7 +121,7 @@ def run_suite(
         The leaderboard.
 
     Raises:
-        ValueError: an unknown suite, data that are missing, an output folder that can't be written.
+        ValueError: an unknown suite, data that are missing, a folder that can't be written or holds another run.
     """
     plan = suite if isinstance(suite, Suite) else load_suite(suite)
     if plan.needs_data_root and data_root is None:
@@ -131,8 +131,10 @@ def run_suite(
         torch.set_num_threads(plan.threads)
     run = _Run(plan, folder, data_root, save_adversarials, progress)
     for task in plan.tasks:
-        run.task(task)
-        run.write()  # after each task, so that a later one that fails takes nothing with it
+        if task.name not in run.progress.tasks:
+            run.task(task)
+            run.progress.keep_task(task.name, run.board)  # so that a later one that fails takes nothing with it
+        run.write()
     return run.board
 
 
@@ -144,11 +146,8 @@ class _Run:
         self.folder = folder
         self.data_root = data_root
         self.save = save
-        self.progress = progress and sys.stderr.isatty()
-        self.board = Leaderboard(
-            meta={**provenance(), "suite": suite.model_dump(mode="json"), "data": {}, "weights": {}}
-        )
-        self.galleries: list[Gallery] = []
+        self.bars = progress and sys.stderr.isatty()
+        self.progress, self.board = begin(suite, folder)
 
     def task(self, task: TaskSpec) -> None:
         """Trains and attacks all models of one task."""
@@ -179,50 +178,17 @@ class _Run:
                     if attacked(result):
                         compared[target[0]].add(target[1], estimator, result)
             for pictures in compared.values():
-                self.galleries += pictures.galleries()
+                self.progress.galleries += pictures.galleries()
 
     def _train_all(self, task: TaskSpec, data: Dataset, seed: int) -> dict[Trained, Estimator]:
         """All models of a task by name of model and training."""
-        found: dict[Trained, Estimator] = {}
-        for model in task.models:
-            own: dict[str, Estimator] = {}
-            for name, training in trainings_of(task, model).items():
-                own[name] = self._train(task, model, name, training, data, seed, own)
-            found.update({(model.name, name): estimator for name, estimator in own.items()})
-        return found
-
-    def _train(
-        self, task: TaskSpec, model: ModelSpec, name: str, spec: TrainingSpec | None, data: Dataset, seed: int,
-        trained: dict[str, Estimator],
-    ) -> Estimator:  # fmt: skip
-        estimator = build_estimator(model, data, seed=seed)
-        label = f"{task.name}-{model.name}-{name}-{seed}"
-        if spec is not None:
-            if spec.warm_start is not None:
-                estimator.network.load_state_dict(trained[spec.warm_start].network.state_dict())
-            settings = spec.model_dump(exclude={"recipe", "options", "warm_start", "validation"})
-            objects = {"helper": trained[spec.earlier["helper"]]} if "helper" in spec.earlier else {}
-            recipe = spec.built(**objects)
-            history = train(
-                estimator,
-                torch.from_numpy(data.train.x),
-                _reference(estimator, data.train),
-                recipe=recipe,
-                seed=seed,
-                validation=_validation(spec, recipe, estimator, data),
-                progress=self.progress,
-                description=f"train {label}",
-                **settings,
-            )
-            self.board.meta.setdefault("training", {})[label] = {
-                "task": task.name, "model": model.name, "training": name, "train_seed": seed, "recipe": spec.recipe,
-                "epochs": spec.epochs, "seconds_per_epoch": round(float(np.median(history.seconds)), 4),
-                "best_epoch": history.best_epoch, "validation": history.validation,
-            }  # fmt: skip
-            self.board.meta.setdefault("training_loss", {})[label] = [round(loss, 4) for loss in history.loss]
-        self.board.meta["weights"][label] = weights_sha256(estimator.network)
-        write_weights(estimator.network, self.folder / "models" / f"{label}.pt")
-        return estimator
+        networks = train_all(task, data, seed, self.progress, bars=self.bars)
+        for (model, name), (estimator, told) in networks.items():
+            label = f"{task.name}-{model}-{name}-{seed}"
+            if "recipe" in told:
+                self.board.meta.setdefault("training", {})[label] = told
+            self.board.meta["weights"][label] = weights_sha256(estimator.network)
+        return {target: estimator for target, (estimator, _) in networks.items()}
 
     def _defence(self, task: TaskSpec, title: str, estimator: Estimator, data: Dataset, *, fitted: bool) -> Defended:
         spec = task.defences[title]
@@ -270,7 +236,7 @@ class _Run:
         budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
         total = budgets * (len(attacks) - once + 1) + once + len(chosen(task.corruptions))
         trials = self._trials(task, name, estimator, data, attacks)
-        with tqdm(total=total, desc=f"attack {task.name} {model} {name}", disable=not self.progress) as bar:
+        with tqdm(total=total, desc=f"attack {task.name} {model} {name}", disable=not self.bars) as bar:
 
             def on_attack(done: str) -> None:
                 bar.set_postfix_str(done)
@@ -297,7 +263,7 @@ class _Run:
 
     def _keep_images(self, entry: Entry, result: Evaluation) -> None:
         if result.segments and attacked(result):
-            self.galleries.append(worst_cases(_label(entry), result))
+            self.progress.galleries.append(worst_cases(_label(entry), result))
         self._save_images(entry, result)
 
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
@@ -308,10 +274,9 @@ class _Run:
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
-        """Writes tables and report of all tasks so far."""
-        write_tables(self.board, self.folder)
+        """Writes the survey's tables and the report of all tasks so far."""
         write_survey(self.board, self.folder)
-        write_report(self.board, self.galleries, self.folder / "report.html")
+        write_report(self.board, self.progress.galleries, self.folder / "report.html")
 
 
 def _label(entry: Entry) -> str:
@@ -345,20 +310,3 @@ def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
     """Whether a surrogate is the target's network, trained without a defence."""
     spec = task.trainings.get(source[1])
     return source[0] == target[0] and spec is not None and spec.recipe == "natural"
-
-
-def _validation(spec: TrainingSpec, recipe: Recipe, estimator: Estimator, data: Dataset) -> Validation | None:
-    """The cases and the attack that choose an epoch."""
-    if spec.validation is None:
-        return None
-    cases = data.validation.take(spec.validation.cases)
-    if not len(cases):
-        raise ValueError(f"{data.name} has no validation cases to choose an epoch by; leave validation out.")
-    return Validation(
-        torch.from_numpy(cases.x), _reference(estimator, cases), eps=recipe.eps_trained, steps=spec.validation.steps,
-        every=spec.validation.every,
-    )  # fmt: skip
-
-
-def _reference(estimator: Estimator, cases: Cases) -> Any:
-    return cases.y.reshape(len(cases)) if not estimator.segments and estimator.decision.exclusive else cases.y

@@ -78,7 +78,10 @@ def read_run(folder: Path) -> Leaderboard:
     # units such as "1" are words, and what is empty is the only thing missing
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
     frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
-    return Leaderboard(frame, cases, endpoints, json.loads((folder / _TABLES[3]).read_text(encoding="utf-8")))
+    bands = folder / "bands.csv"
+    shares = pd.read_csv(bands, dtype={"unit": str}, **settings) if bands.is_file() else pd.DataFrame()
+    meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
+    return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta)
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:
