@@ -62,8 +62,10 @@ def zero_gradients(victim: Victim, x: Tensor, target: Tensor, valid: Tensor) -> 
     with victim.attacked():
         try:
             _, _, grad = victim.differentiate(x, lambda z: objective(z, target, valid=valid))
-        except RuntimeError:  # autograd found no path from the logits to the image
-            grad = torch.zeros_like(x)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            grad = torch.zeros_like(x)  # autograd found no path from the logits to the image
     share = float((grad == 0).double().mean())
     return Finding("zero-gradients", share, f"zero-gradients={share:.2f}" if share > ZERO_GRADIENT_LIMIT else "")
 

@@ -20,6 +20,7 @@ from medadv.benchmarks.evaluate import WORST_CASE, Evaluator, Planned
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
+from medadv.diagnostics import zero_gradients
 from medadv.intensities import Intensity
 from medadv.training import RECIPES
 
@@ -223,6 +224,16 @@ def test_one_logit_classifier_is_scored_as_two_classes():
     estimator = MonaiClassifier(MeanGrey(1), (1, 12, 12), decision=Multilabel(1))
     frame = evaluate(estimator, (x, y), ["pgd"], ["20/255"]).frame.set_index("attack")
     assert (frame.clean["pgd"], frame.adversarial["pgd"]) == (1, 0)
+
+
+def test_a_network_that_breaks_is_not_taken_for_one_without_gradients():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("kernel size can't be greater than actual input size")
+
+    estimator = MonaiClassifier(Broken(), (1, 4, 4), decision=Multiclass(2), device="cpu")
+    with pytest.raises(RuntimeError, match="kernel size"):
+        zero_gradients(estimator.victim(), torch.rand(1, 1, 4, 4), torch.tensor([0]), torch.tensor([True]))
 
 
 def test_zero_gradients_are_flagged():
