@@ -40,7 +40,7 @@ def test_the_two_commands_name_environments_that_exist():
 
 
 def test_suites_files_and_extras_named_in_the_readme_exist():
-    assert set(re.findall(r"--suite (\w+)(?!\.yaml)\b(?!\.)", README)) <= {*suite_names(), "mine"}
+    assert set(re.findall(r"--suite ([\w-]+)(?!\.yaml)\b(?!\.)", README)) <= {*suite_names(), "mine"}
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
     setup = configparser.ConfigParser()
