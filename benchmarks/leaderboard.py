@@ -60,8 +60,8 @@ class Leaderboard:
     frame: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     cases: pd.DataFrame = field(default_factory=pd.DataFrame)
     endpoints: pd.DataFrame = field(default_factory=pd.DataFrame)
-    bands: pd.DataFrame = field(default_factory=pd.DataFrame)
     meta: dict[str, Any] = field(default_factory=dict)
+    bands: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def add(self, entry: Entry, evaluation: Evaluation) -> None:
         """Adds all outcomes of one evaluated model."""
