@@ -194,7 +194,14 @@ class AttackSpec(_Strict):
         return self.label if self.surrogate.is_one else f"{self.title or self.name} from {'/'.join(source)}"
 
 
-_OTHER = {"model": "name", "attack": "title"}
+_OTHER = {"model": "name", "attack": "title", "task": "name"}
+
+
+def _check_differ(kind: str, names: list[str]) -> None:
+    """Refuses names that stand twice, as tables and files could not tell them apart."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{kind} {twice[0]!r} stands twice; give one of them another {_OTHER[kind]}.")
 
 
 class DefenceSpec(_Strict):
@@ -268,9 +275,7 @@ class TaskSpec(_Strict):
             ("model", [model.name for model in self.models]),
             ("attack", [attack.label for attack in self.attacks]),
         ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{kind} {twice[0]!r} stands twice; give one of them another {_OTHER[kind]}.")
+            _check_differ(kind, names)
         taken = [name for name in (*(model.name for model in self.models), *self.trainings) if name == ALL]
         if taken:
             raise ValueError(f"{ALL!r} means all models or trainings; give another name.")
@@ -305,6 +310,11 @@ class Suite(_Strict):
     hd95: bool = False
     bands: int | None = Field(None, ge=2)
     tasks: list[TaskSpec] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Suite:
+        _check_differ("task", [task.name for task in self.tasks])
+        return self
 
     @model_validator(mode="after")
     def _budgets_are_all_served(self) -> Suite:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import yaml
 
+from medadv.benchmarks.data import names as data_names
 from medadv.benchmarks.models import build_network, load_checkpoint
 from medadv.benchmarks.suites import load_suite, parse_suite, suite_names
 
@@ -31,6 +32,7 @@ def suite_with(path: list, value: object) -> str:
 def test_every_suite_that_ships_is_valid(name):
     suite = load_suite(name)
     assert suite.name == name and suite.description
+    assert {task.data for task in suite.tasks} <= set(data_names())
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_every_suite_that_ships_is_valid(name):
         (["tasks", 0, "trainings"], {"x": {"weight_perturbation": 0}}, "weight_perturbation"),
         (["tasks", 0, "batch_size"], 0, "tasks.0.batch_size"),
         (["budgets"], "4/255", "budgets"),
+        (["tasks"], [TASK, TASK], "task 't' stands twice; give one of them another name"),
     ],
 )
 def test_a_suite_that_cannot_be_right_is_refused_with_the_place_and_the_reason(path, value, message):
