@@ -15,6 +15,7 @@ from medadv.benchmarks.suites import Suite
 from medadv.files import write_text
 
 PROGRESS = "progress.json"
+PICTURES = "pictures.json"
 # what of the provenance changes numbers
 _DECISIVE = ("versions", "threads")
 
@@ -28,6 +29,7 @@ class Progress:
         identity: suite, versions and threads; another run has another.
         tasks: names of finished tasks.
         networks: per trained network what is told about its training, and the hash of its weights.
+        pictures: how many pictures of ``pictures.json`` are of finished tasks.
         galleries: pictures of the report so far.
     """
 
@@ -35,6 +37,7 @@ class Progress:
     identity: dict[str, Any]
     tasks: list[str] = field(default_factory=list)
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: int = 0
     galleries: list[Gallery] = field(default_factory=list)
 
     def load_network(self, label: str, estimator: Estimator) -> dict[str, Any] | None:
@@ -71,15 +74,17 @@ class Progress:
         return self.folder / "models" / f".{label}.checkpoint"
 
     def keep_task(self, name: str, board: Leaderboard) -> None:
-        """Writes the tables of all tasks so far and that this one is finished."""
+        """Writes tables and pictures of all tasks so far, and then that this one is finished."""
         write_tables(board, self.folder)
         self.tasks.append(name)
+        self.pictures = len(self.galleries)
+        pictures = [[g.section, g.title, g.picture, g.note] for g in self.galleries]
+        write_text(self.folder / PICTURES, json.dumps(pictures))
         self._write()
 
     def _write(self) -> None:
-        pictures = [[g.section, g.title, g.picture, g.note] for g in self.galleries]
-        content = {"identity": self.identity, "tasks": self.tasks, "networks": self.networks, "galleries": pictures}
-        write_text(self.folder / PROGRESS, json.dumps(content, default=str))
+        kept = {name: getattr(self, name) for name in ("identity", "tasks", "networks", "pictures")}
+        write_text(self.folder / PROGRESS, json.dumps(kept, default=str))
 
 
 def begin(suite: Suite, folder: Path) -> tuple[Progress, Leaderboard]:
@@ -99,9 +104,9 @@ def begin(suite: Suite, folder: Path) -> tuple[Progress, Leaderboard]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in identity if kept["identity"].get(name) != identity[name]]
-        galleries = [Gallery(part, title, note=note, drawn=drawn) for part, title, drawn, note in kept["galleries"]]
-        progress = Progress(folder, identity, kept["tasks"], kept["networks"], galleries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        progress = Progress(folder, identity, kept["tasks"], kept["networks"], kept["pictures"])
+        progress.galleries = _pictures(folder)[: progress.pictures] if progress.tasks else []
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(
             f"{str(path)!r} is damaged ({type(error).__name__}); give another folder with --out."
         ) from None
@@ -110,4 +115,18 @@ def begin(suite: Suite, folder: Path) -> tuple[Progress, Leaderboard]:
             f"{str(folder)!r} holds a run with another {' and another '.join(differing)}; give another folder with "
             "--out."
         )
-    return progress, read_run(folder) if progress.tasks else fresh[1]
+    return progress, _finished(read_run(folder), progress.tasks) if progress.tasks else fresh[1]
+
+
+def _pictures(folder: Path) -> list[Gallery]:
+    kept = json.loads((folder / PICTURES).read_text(encoding="utf-8"))
+    return [Gallery(section, title, note=note, drawn=drawn) for section, title, drawn, note in kept]
+
+
+def _finished(board: Leaderboard, tasks: list[str]) -> Leaderboard:
+    """The rows of finished tasks: a run that stops after its tables are written has those of one more."""
+    for name in ("frame", "cases", "endpoints", "bands"):
+        table = getattr(board, name)
+        if len(table):
+            setattr(board, name, table[table.task.isin(tasks)].reset_index(drop=True))
+    return board

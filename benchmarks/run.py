@@ -130,10 +130,12 @@ def run_suite(
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     run = _Run(plan, folder, data_root, save_adversarials, progress)
-    for task in plan.tasks:
-        if task.name not in run.progress.tasks:
-            run.task(task)
-            run.progress.keep_task(task.name, run.board)  # so that a later one that fails takes nothing with it
+    left = [task for task in plan.tasks if task.name not in run.progress.tasks]
+    for task in left:
+        run.task(task)
+        run.progress.keep_task(task.name, run.board)  # so that a later one that fails takes nothing with it
+        run.write()
+    if not left:
         run.write()
     return run.board
 
@@ -183,11 +185,11 @@ class _Run:
     def _train_all(self, task: TaskSpec, data: Dataset, seed: int) -> dict[Trained, Estimator]:
         """All models of a task by name of model and training."""
         networks = train_all(task, data, seed, self.progress, bars=self.bars)
-        for (model, name), (estimator, told) in networks.items():
+        for (model, name), (_, told) in networks.items():
             label = f"{task.name}-{model}-{name}-{seed}"
             if "recipe" in told:
                 self.board.meta.setdefault("training", {})[label] = told
-            self.board.meta["weights"][label] = weights_sha256(estimator.network)
+            self.board.meta["weights"][label] = self.progress.networks[label]["sha256"]
         return {target: estimator for target, (estimator, _) in networks.items()}
 
     def _defence(self, task: TaskSpec, title: str, estimator: Estimator, data: Dataset, *, fitted: bool) -> Defended:

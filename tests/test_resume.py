@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_leaderboard import discs_by_name, segmentation, tiny_suite  # noqa: F401
 
-from medadv.benchmarks import run, run_suite, trainings
+from medadv.benchmarks import resume, run, run_suite, trainings
 from medadv.benchmarks.suites import Suite
 
 TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "bands.csv", "survey.csv")
@@ -18,8 +18,9 @@ COST = ["seconds", "seconds_per_epoch"]
 
 def two_tasks() -> Suite:
     task = tiny_suite().tasks[0].model_dump()
-    trainings = {"natural": {"epochs": 2}, "pgd-at": {**task["trainings"]["pgd-at"], "epochs": 3}}
+    trainings = {"natural": {"epochs": 2}, "pgd-at": {**task["trainings"]["pgd-at"], "epochs": 2}}
     tasks = [{**task, "name": name, "trainings": trainings} for name in ("first", "second")]
+    tasks[0]["train_seeds"] = [0, 1]
     return Suite.model_validate({**tiny_suite().model_dump(), "bands": 3, "tasks": tasks})
 
 
@@ -60,6 +61,8 @@ def break_at(monkeypatch, place, name, call):
     (run, "evaluate_estimator", 2),  # between two evaluations
     (run, "evaluate_estimator", 4),  # in the second task
     (torch, "save", 5),  # while a training leaves its state
+    (trainings, "train", 4),  # between the two seeds of the first task, whose pictures are drawn anew
+    (resume, "write_text", 10),  # tables and pictures of the second task are written, but not that it is finished
 ])  # fmt: skip
 def test_an_interrupted_run_comes_to_the_same_tables(whole, discs_by_name, tmp_path, place, name, call):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
