@@ -18,7 +18,7 @@ def test_attacks_and_suites_are_listed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "--suite", "quik"], "suite 'quik' is unknown; did you mean 'quick'?"),
+        (["bench", "--suite", "quik"], "suite 'quik' is unknown; did you mean 'quick' or 'survey-quick'?"),
         (["bench", "--suite", "none.yaml"], "suite file 'none.yaml' does not exist"),
         (["bench", "--suite", "real"], "needs data of your own"),
         (["bench", "--suite", "real", "--data-root", "nowhere"], "nowhere"),

@@ -15,13 +15,12 @@ from medadv import metrics
 from medadv.adapters import MonaiClassifier
 from medadv.adaptive import bpda
 from medadv.benchmarks import data as datasets
-from medadv.benchmarks import evaluate, run_suite
+from medadv.benchmarks import evaluate, run, run_suite
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.defences import build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
 from medadv.benchmarks.evaluate import Planned, evaluate_estimator
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
-from medadv.benchmarks.run import _Run
 from medadv.decisions import Multiclass
 from medadv.intensities import Intensity
 
@@ -332,7 +331,7 @@ def test_what_a_suite_can_not_mean_is_refused_at_once(changes, words):
 def test_defences_that_can_not_be_right_are_refused_before_training(
     rows_by_name, tmp_path, monkeypatch, changes, words
 ):
-    monkeypatch.setattr(_Run, "_train", lambda *given: pytest.fail("it trained"))
+    monkeypatch.setattr(run, "train_all", lambda *given, **options: pytest.fail("it trained"))
     with pytest.raises(ValueError, match=words):
         run_suite(class_suite(**changes), out=tmp_path)
 

@@ -33,6 +33,7 @@ class Stabilised(Objective):
 
     Example:
         >>> import torch
+        >>> from medadv.decisions import Multiclass
         >>> objective = Stabilised(Multiclass(2), a=1.0, sigma=1.0)
         >>> z, blurred = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])
         >>> objective(z, torch.tensor([0]), valid=torch.tensor([True]), others=(blurred,))
