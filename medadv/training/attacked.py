@@ -56,6 +56,19 @@ class AttackCrafter:
         self.attack = FrameworkAttack(estimator, row, eps=eps, keep=keep, seed=seed, **options)
         self.seed = seed
         self.clean_share = clean_share
+        self._check_threat(tuple(estimator.input_shape))
+
+    def _check_threat(self, shape: tuple[int, ...]) -> None:
+        """Refuses a threat that can't be built, or that training has no reference for, before anything is trained."""
+        victim = self.attack.victim
+        empty = torch.zeros(1, *shape, device=victim.device)
+        x, nothing = victim.intensity.bounds(empty)[0].expand_as(empty).to(empty), empty.new_zeros(1)
+        threat = self.attack.threat_around(Batch(x, nothing, nothing, None, [0]))
+        if type(threat).apply_target is not Threat.apply_target:
+            raise ValueError(
+                f"attack {self.attack.name!r} moves or covers what the reference shows and can't be trained on; choose "
+                "one that changes grey values only, such as 'pgd' or 'bias-field'."
+            )
 
     def __call__(self, batch: TrainingBatch) -> Tensor:
         """The batch's images, some of them attacked."""
@@ -66,14 +79,9 @@ class AttackCrafter:
             return batch.x
         part = Batch(batch.x, batch.target, batch.valid, None, list(batch.ids)).subset(rows.to(batch.x.device))
         with self.attack.victim.attacked():
-            problem = self.attack.solved(part)
-        if type(problem.threat).apply_target is not Threat.apply_target:
-            raise ValueError(
-                f"attack {self.attack.name!r} moves or covers what the reference shows and can't be trained on; choose "
-                "one that changes grey values only, such as 'pgd' or 'bias-field'."
-            )
-        assert problem.best is not None
-        return batch.x.index_copy(0, rows.to(batch.x.device), problem.best.x)
+            best = self.attack.solved(part).best
+        assert best is not None
+        return batch.x.index_copy(0, rows.to(batch.x.device), best.x)
 
 
 @dataclass(frozen=True)
