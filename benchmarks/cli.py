@@ -91,7 +91,7 @@ def _attacks(given: argparse.Namespace) -> int:
 
 def _check(names: list[str] | None, out: Path) -> int:
     from medadv.benchmarks.matrix import matrix, summary, unexplained
-    from medadv.benchmarks.store import write_text
+    from medadv.files import write_text
 
     table = matrix(names)
     write_text(out, table.to_csv(index=False))

@@ -22,7 +22,7 @@ from medadv.attacks.base import whole_number
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defence_kinds import check_defence, options_of
 from medadv.benchmarks.endpoints import ALL_CASES
-from medadv.benchmarks.models import Estimator
+from medadv.benchmarks.models import Estimator, reference_of
 from medadv.detectors import balanced_weight, guarded, threshold_at_fpr
 from medadv.feature_detectors import fit_detector
 from medadv.features import FeatureVictim, last_hidden_layer
@@ -223,7 +223,7 @@ def _detecting(
         raise ValueError(f"{data.name} has no validation cases to fix the threshold of the detector {name!r} on.")
     layers, fpr, weights = (options.pop(key) for key in ("layers", "fpr", "weights"))
     layers = [last_hidden_layer(estimator, torch.from_numpy(data.train.x[:2]))] if layers is None else list(layers)
-    train, y = data.train.x, reference(estimator, data, data.train.y)
+    train, y = data.train.x, reference_of(estimator, data.train.y)
     if not fitted:
         few = _few_of_each(y, max(32, options.get("neighbours", 0)))
         train, y = train[few], y[few]
@@ -243,12 +243,6 @@ def _few_of_each(y: np.ndarray, count: int) -> np.ndarray:
     if y.ndim > 1:
         return np.arange(min(count, len(y)))
     return np.sort(np.concatenate([np.flatnonzero(y == c)[:count] for c in np.unique(y)]))
-
-
-def reference(estimator: Estimator, data: Dataset, y: np.ndarray) -> np.ndarray:
-    """References as the estimator's decision reads them; a network with one logit is shown as two classes."""
-    one_logit = not estimator.segments and data.decision != estimator.decision
-    return y.reshape(len(y)).astype(np.int64) if one_logit else y
 
 
 def frame_of(rows: list[Row]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from medadv.benchmarks.corruptions import PREFIX, SEVERITIES, chosen, corrupted
 from medadv.benchmarks.crafting import NEEDS, Crafted, Order, Seen, craft
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
-from medadv.benchmarks.models import Estimator
+from medadv.benchmarks.models import Estimator, reference_of
 from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
@@ -58,28 +58,23 @@ class Evaluator:
         self.bands = bands
         self.decision = estimator.decision
         spatial = self.cases.x.shape[2:] if estimator.segments else ()
-        self.target, self.valid = self.decision.canonical(self._reference(self.cases.y), spatial)
+        self.target, self.valid = self.decision.canonical(reference_of(estimator, self.cases.y), spatial)
         self.x = torch.from_numpy(self.cases.x)
         ignored = self.decision.ignore_index
         marked = self.target if ignored is None else torch.where(self.valid, self.target, ignored)
-        train = data.train.x, self._reference(data.train.y)
+        train = data.train.x, reference_of(estimator, data.train.y)
         self.seen = Seen(self.cases.x, marked, self.cases.ids, self.decision, estimator.segments, train)
         estimator.intensity.check(self.x)
         self.table = self._endpoint_table()
         self.survey = SurveyMeasures(self.decision, estimator.segments, data.spacing, hd95)
         self.clean = self._clean()
 
-    def _reference(self, y: np.ndarray) -> np.ndarray:
-        # a one-logit classifier shows two exclusive classes to ART and so does its reference
-        one_logit = not self.estimator.segments and self.data.decision != self.decision
-        return y.reshape(len(y)).astype(np.int64) if one_logit else y
-
     def _endpoint_table(self) -> EndpointTable:
         spacing = self.data.spacing
         thresholds: Sequence[float] = ()
         validation = self.data.validation
         if not self.estimator.segments and len(validation):
-            target, _ = self.decision.canonical(self._reference(validation.y))
+            target, _ = self.decision.canonical(reference_of(self.estimator, validation.y))
             thresholds = validation_thresholds(self.decision, self._logits(torch.from_numpy(validation.x)), target)
         unit, scale = {2: ("mm2", 1.0), 3: ("ml", 1e-3)}[self.data.dims]
         return EndpointTable(

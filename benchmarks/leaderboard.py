@@ -147,14 +147,14 @@ class Leaderboard:
 
     def to_csv(self, path: str | Path) -> None:
         """Writes :attr:`frame` as CSV."""
-        from medadv.benchmarks.store import write_text
+        from medadv.files import write_text
 
         write_text(Path(path), self.frame.to_csv(index=False))
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The leaderboard as an HTML table; written to ``path`` if one is given."""
         from medadv.benchmarks.report import table_html
-        from medadv.benchmarks.store import write_text
+        from medadv.files import write_text
 
         html = table_html(self.frame)
         if path is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import monai.networks.nets
+import numpy as np
 import torch
 from monai.transforms import ScaleIntensityRange
 from torch import nn
@@ -160,6 +161,18 @@ def _check_cam_layer(spec: ModelSpec, network: nn.Module, data: Dataset) -> None
         raise ValueError(f"cam_layer={spec.cam_layer!r} is for images; leave it out for segmentations.")
     if spec.cam_layer not in layers:
         raise unknown_name(f"layer of {spec.network}", spec.cam_layer, layers)
+
+
+def reference_of(estimator: Estimator, y: np.ndarray) -> np.ndarray:
+    """A data set's references as an estimator's decision reads them; a network with one logit is shown as two classes.
+
+    Args:
+        estimator: of images or voxels.
+        y: canonical references of the data set, of one logit ``(N, 1)``.
+    """
+    if estimator.segments or not estimator.decision.exclusive:
+        return y
+    return y.reshape(len(y)).astype(np.int64)
 
 
 def window_transform(intensity: Intensity) -> ScaleIntensityRange | None:

@@ -13,8 +13,8 @@ import pandas as pd
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.figures import SECTIONS, Gallery, png, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
-from medadv.benchmarks.store import write_text
 from medadv.benchmarks.survey_render import survey_tables
+from medadv.files import write_text
 
 _TEMPLATES = resources.files("medadv.benchmarks") / "templates"
 _NOISE = "noise at the largest"

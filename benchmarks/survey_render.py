@@ -12,9 +12,9 @@ import pandas as pd
 
 from medadv.benchmarks.evaluate import IMAGE_BLIND
 from medadv.benchmarks.leaderboard import Leaderboard
-from medadv.benchmarks.store import write_text
 from medadv.benchmarks.survey import metrics_of, survey_rows, survey_table, training_cost
 from medadv.benchmarks.survey_endpoints import CLASSES, COUNTS
+from medadv.files import write_text
 from medadv.names import unknown_name
 
 TRAINING_COST = "training-cost"

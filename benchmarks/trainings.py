@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.models import Estimator, build_estimator
+from medadv.benchmarks.data.base import Dataset
+from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.resume import Progress
 from medadv.benchmarks.suites import TaskSpec, TrainingSpec, trainings_of
 from medadv.training import Recipe, Validation, train
@@ -54,7 +54,7 @@ def _train(
     objects = {"helper": earlier[spec.earlier["helper"]]} if "helper" in spec.earlier else {}
     recipe = spec.built(**objects)
     history = train(
-        estimator, torch.from_numpy(data.train.x), reference_of(estimator, data.train), recipe=recipe, seed=seed,
+        estimator, torch.from_numpy(data.train.x), reference_of(estimator, data.train.y), recipe=recipe, seed=seed,
         validation=_validation(spec, recipe, estimator, data), checkpoint=progress.checkpoint(label), progress=bars,
         description=f"train {label}", **settings,
     )  # fmt: skip
@@ -73,11 +73,6 @@ def _validation(spec: TrainingSpec, recipe: Recipe, estimator: Estimator, data: 
     if not len(cases):
         raise ValueError(f"{data.name} has no validation cases to choose an epoch by; leave validation out.")
     return Validation(
-        torch.from_numpy(cases.x), reference_of(estimator, cases), eps=recipe.eps_trained, steps=spec.validation.steps,
-        every=spec.validation.every,
+        torch.from_numpy(cases.x), reference_of(estimator, cases.y), eps=recipe.eps_trained,
+        steps=spec.validation.steps, every=spec.validation.every,
     )  # fmt: skip
-
-
-def reference_of(estimator: Estimator, cases: Cases) -> Any:
-    """The reference of cases as an estimator's training takes it."""
-    return cases.y.reshape(len(cases)) if not estimator.segments and estimator.decision.exclusive else cases.y

@@ -30,10 +30,8 @@ def dice_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
         >>> dice_per_class(mask.roll(1, -1), mask)
         tensor([[0.5000]])
     """
-    overlap = (prediction & reference).flatten(2).sum(2)
-    size = reference.flatten(2).sum(2)
-    both = prediction.flatten(2).sum(2) + size
-    return torch.where(size > 0, 2 * overlap / both.clamp(min=1), torch.nan)
+    overlap, both, present = _overlap(prediction, reference)
+    return torch.where(present, 2 * overlap / both.clamp(min=1), torch.nan)
 
 
 def iou_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
@@ -52,10 +50,14 @@ def iou_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
         >>> iou_per_class(mask.roll(1, -1), mask)
         tensor([[0.3333]])
     """
-    overlap = (prediction & reference).flatten(2).sum(2)
+    overlap, both, present = _overlap(prediction, reference)
+    return torch.where(present, overlap / (both - overlap).clamp(min=1), torch.nan)
+
+
+def _overlap(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxels in both masks, those of the two added up, and whether the reference has any, ``(N, C)``."""
     size = reference.flatten(2).sum(2)
-    union = prediction.flatten(2).sum(2) + size - overlap
-    return torch.where(size > 0, overlap / union.clamp(min=1), torch.nan)
+    return (prediction & reference).flatten(2).sum(2), prediction.flatten(2).sum(2) + size, size > 0
 
 
 def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:
