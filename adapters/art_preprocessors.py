@@ -17,7 +17,7 @@ from art.defences import preprocessor as defences
 from torch import Tensor
 
 from medadv.intensities import Intensity
-from medadv.names import unknown_name
+from medadv.names import check_options, unknown_name
 from medadv.threats.intensity_fields import window_of
 
 Run = Callable[..., np.ndarray]
@@ -107,6 +107,19 @@ REFUSED = {
 }  # fmt: skip
 
 
+def preprocessor_of(name: str) -> ArtPreprocessor:
+    """The row of a preprocessor.
+
+    Raises:
+        ValueError: an unknown name, or one of ART's that is not right for medical images, with the reason.
+    """
+    if name in REFUSED:
+        raise ValueError(f"ART's {name} {REFUSED[name]}; choose one of {', '.join(PREPROCESSORS)}.")
+    if name not in PREPROCESSORS:
+        raise unknown_name("preprocessor", name, PREPROCESSORS)
+    return PREPROCESSORS[name]
+
+
 def art_preprocessor(name: str, intensity: Intensity, **options: Any) -> Callable[[Tensor], Tensor]:
     """One of ART's preprocessing defences as a transform of images ``(N, C, H, W)`` or ``(N, C, H, W, D)``.
 
@@ -130,15 +143,8 @@ def art_preprocessor(name: str, intensity: Intensity, **options: Any) -> Callabl
         >>> squeeze(torch.tensor([[[[0.2, 0.7]]]]))
         tensor([[[[0., 1.]]]])
     """
-    for refused, reason in REFUSED.items():
-        if name == refused:
-            raise ValueError(f"ART's {refused} {reason}; choose one of {', '.join(PREPROCESSORS)}.")
-    if name not in PREPROCESSORS:
-        raise unknown_name("preprocessor", name, PREPROCESSORS)
-    row = PREPROCESSORS[name]
-    for option in options:
-        if option not in row.options:
-            raise TypeError(str(unknown_name(f"option of {name}", option, row.options)))
+    row = preprocessor_of(name)
+    check_options(name, options, row.options)
     settings = {**row.options, **options}
     row.run(np.zeros((1, 1, 8, 8), dtype=np.float32), **settings)  # ART says what is wrong now and not in the end
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medadv.adapters.art_preprocessors import PREPROCESSORS, REFUSED
+from medadv.adapters.art_preprocessors import preprocessor_of
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.names import unknown_name
 
@@ -38,11 +38,7 @@ def options_of(kind: str, name: str) -> dict[str, Any]:
         return {**DETECTOR_OPTIONS, **FEATURE_DETECTORS[name].options}
     if kind != "preprocessor":
         raise unknown_name("kind of defence", kind, KINDS)
-    if name in REFUSED:
-        raise ValueError(f"ART's {name} {REFUSED[name]}; choose one of {', '.join(PREPROCESSORS)}.")
-    if name not in PREPROCESSORS:
-        raise unknown_name("preprocessor", name, PREPROCESSORS)
-    row = PREPROCESSORS[name]
+    row = preprocessor_of(name)
     return {**row.options, **(RANDOM_OPTIONS if row.random else {})}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from medadv.attacks.base import whole_number
 from medadv.decisions import Multiclass
 from medadv.features import FeatureVictim, activations, fit_statistics, pooled
-from medadv.names import unknown_name
+from medadv.names import check_options, unknown_name
 from medadv.victims import Features
 
 # enough for a bandwidth and for neighbours; more cost memory in every look of an attack
@@ -274,9 +274,7 @@ def fit_detector(name: str, victim: FeatureVictim, x: Any, y: Any, *, batch_size
     if name not in FEATURE_DETECTORS:
         raise unknown_name("detector", name, FEATURE_DETECTORS)
     kind = FEATURE_DETECTORS[name]
-    for option in options:
-        if option not in kind.options:
-            raise TypeError(str(unknown_name(f"option of {name}", option, kind.options)))
+    check_options(name, options, kind.options)
     if victim.segments:
         raise ValueError("detectors are for one diagnosis per image; this model gives one per voxel.")
     return kind.fit(victim, x, y, batch_size=batch_size, **options)
