@@ -18,6 +18,7 @@ from torch import Tensor
 from medadv.adaptive import WrappedVictim
 from medadv.decisions import Decision, Multiclass, Multilabel
 from medadv.metrics import auc
+from medadv.numbers import is_finite
 from medadv.objectives.evasion import rejected, split
 from medadv.victims import Features, Loss, logits_in
 
@@ -269,7 +270,7 @@ def threshold_at_fpr(scores: Any, fpr: float) -> float:
     values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
     if values.ndim != 1 or not len(values) or not np.isfinite(values.astype(np.float64)).all():
         raise ValueError(f"scores have shape {values.shape} or are not finite; give one finite number per clean image.")
-    if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 <= fpr < 1:
+    if not (is_finite(fpr) and 0 <= fpr < 1):
         raise ValueError(f"fpr={fpr!r} must be a share of at least 0 and below 1.")
     allowed = math.floor(fpr * len(values) + 1e-9)
     return float(np.sort(values)[::-1][allowed])

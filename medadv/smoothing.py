@@ -13,6 +13,7 @@ from torch import Tensor
 from medadv.adaptive import ExpectationOverRuns, WrappedVictim, bpda, eot
 from medadv.attacks.base import whole_number
 from medadv.decisions import Multiclass
+from medadv.numbers import is_finite
 from medadv.victims import Loss, logits_in
 
 
@@ -82,7 +83,7 @@ class Smoothed(WrappedVictim):
             raise ValueError(f"sigma={sigma!r} is no noise; give a standard deviation above 0.")
         whole_number("n", n, 1)
         whole_number("seed", seed, None)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1:
+        if not (is_finite(alpha) and 0 < alpha < 1):
             raise ValueError(f"alpha={alpha!r} must be a chance above 0 and below 1.")
         self.n, self.alpha, self.seed = n, float(alpha), seed
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from medadv.attacks.framework import FrameworkAttack, auto_pgd
 from medadv.attacks.recipes import Recipe
+from medadv.numbers import is_finite
 from medadv.search import AutoPGD, AutoPGDL1, RandomDraws, Search, SteepestAscent
 
 _VOXELS = ("segmentation",)
@@ -41,7 +42,7 @@ def _projected(attack: FrameworkAttack) -> Search:
 
 
 def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+    if not (is_finite(value) and 0 < value <= 1):
         raise ValueError(f"{name}={value!r} must be a share above 0 and at most 1.")
     return float(value)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medadv.decisions import Decision, Multiclass
+from medadv.numbers import is_finite
 from medadv.objectives.base import Objective, mean_over_valid, per_voxel_cross_entropy
 
 
@@ -34,7 +34,7 @@ class HierarchicalFeatures(Objective):
             raise ValueError(
                 f"the statistics are of {statistics.classes} exclusive classes, the model decides {decision}."
             )
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        if not (is_finite(weight) and weight >= 0):
             raise ValueError(f"lam={weight!r} must be a finite weight of at least 0.")
         self.statistics = statistics
         self.weight = float(weight)

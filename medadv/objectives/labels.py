@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medadv.decisions import Decision, Multilabel
+from medadv.numbers import is_finite
 from medadv.objectives.base import Objective, mean_over_valid, per_voxel_cross_entropy
 from medadv.objectives.losses import Margin
 
@@ -216,6 +217,6 @@ def weight_of(name: str, value: Any) -> float:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if not (is_finite(value) and value >= 0):
         raise ValueError(f"{name}={value!r} must be a number that is not negative.")
     return float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medadv.decisions import Decision
+from medadv.numbers import is_finite
 from medadv.objectives.base import Objective, kullback_leibler, mean_over_valid, per_voxel_cross_entropy
 
 
@@ -99,4 +99,4 @@ def gaussian_blur(x: Tensor, sigma: float | Sequence[float]) -> Tensor:
 
 
 def _not_negative(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_finite(value) and value >= 0

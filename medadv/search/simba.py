@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medadv.numbers import is_finite
 from medadv.search.random_search import RandomSearch, Walk
 from medadv.search.windows import Region, alike, low_frequencies_first
 from medadv.threats import CaseRandom, L2Ball, LpBall, case_norm, chosen, per_case
@@ -47,7 +48,7 @@ class SimBA(RandomSearch):
 
     def __post_init__(self) -> None:
         given = self.freq_dims
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+        if not (is_finite(given) and 0 < given <= 1):
             raise ValueError(
                 f"freq_dims={given!r} is no share of the frequencies; give a number in (0, 1], such as 0.125."
             )

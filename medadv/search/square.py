@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medadv.numbers import is_finite
 from medadv.search.random_search import RandomSearch, Walk
 from medadv.search.windows import Region, Windows, alike, twin_pyramids
 from medadv.threats import CaseRandom, L2Ball, LpBall, Threat, case_norm, per_case
@@ -50,7 +51,7 @@ class Square(RandomSearch):
     p_init: float = 0.8
 
     def __post_init__(self) -> None:
-        if isinstance(self.p_init, bool) or not isinstance(self.p_init, int | float) or not 0 < self.p_init <= 1:
+        if not (is_finite(self.p_init) and 0 < self.p_init <= 1):
             raise ValueError(f"p_init={self.p_init!r} is no share of the voxels; give a number in (0, 1], such as 0.8.")
 
     def first(self, threat: Threat, random: CaseRandom | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
 from medadv.names import unknown_name
+from medadv.numbers import is_finite
 from medadv.threats.parametric import limit_reader, rounded_down
 from medadv.threats.warps import Warp, places_of
 
@@ -205,14 +206,14 @@ def _spacing(given: Any, x: Tensor) -> Tensor:
     if given is None:
         return x.new_ones(dims)
     lengths = tuple(given) if isinstance(given, list | tuple) else ()
-    numbers = all(isinstance(a, int | float) and not isinstance(a, bool) and 0 < a < math.inf for a in lengths)
+    numbers = all(is_finite(a) and a > 0 for a in lengths)
     if len(lengths) != dims or not numbers:
         raise ValueError(f"spacing={given!r} does not fit; give the length of a voxel along each of the {dims} axes.")
     return x.new_tensor(lengths)
 
 
 def _limit(name: str, given: Any, below: float, how: str) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < below:
+    if not (is_finite(given) and 0 <= given < below):
         bound = f" and below {below:g}" if math.isfinite(below) else ""
         raise ValueError(f"{name}={given!r} is no limit; give a number of at least 0{bound}, {how}.")
     return float(given)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
 from medadv.names import unknown_name
+from medadv.numbers import is_finite
 from medadv.threats.base import CaseRandom, case_norm, per_case
 from medadv.threats.parametric import ParametricThreat, limit_reader
 
@@ -131,7 +132,7 @@ def _lines(given: Any, x: Tensor, random: CaseRandom | None) -> Tensor:
     mirror = [mirrored_line(line, count) for line in range(count)]
     if isinstance(given, str) and given == "all":
         allowed = torch.ones(len(x), count, dtype=torch.bool)
-    elif isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= 1:
+    elif is_finite(given) and 0 < given <= 1:
         if random is None:
             raise ValueError("a share of lines needs the draws of each case; give random=CaseRandom(seed, ids).")
         allowed = _drawn_lines(float(given) * count, mirror, random.permutation(count // 2 + 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from medadv.decisions import Decision, as_plain_tensor
 from medadv.intensities import Intensity
+from medadv.numbers import is_finite
 
 
 class Trainable(Protocol):
@@ -141,14 +141,14 @@ def batch_of(estimator: Trainable, x: Tensor, y: Any, ids: Any = None) -> Traini
 def check_weights(**weights: float) -> None:
     """Refuses weights of a loss that are negative or not finite."""
     for name, value in weights.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if not (is_finite(value) and value >= 0):
             raise ValueError(f"{name}={value!r} must be a finite number of at least 0.")
 
 
 def check_share(**shares: float) -> None:
     """Refuses shares of the cases that leave none to the attack."""
     for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        if not (is_finite(value) and 0 <= value < 1):
             raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
 
 
