@@ -20,22 +20,31 @@ if TYPE_CHECKING:
 
 WORST, OVERLAYS, ACTIVATION = "worst", "overlays", "activation"
 SECTIONS = (WORST, OVERLAYS, ACTIVATION)
-_COLOURS = ("#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555")
+_COLOURS = (
+    "#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555", "#3fb8af", "#e377a2", "#8c6d31", "#9fc131",
+    "#1f2d86", "#ff9f40",
+)  # fmt: skip
+_COLUMNS = 3
+_IN_THE_PANEL = 8  # more curves have their legend beside the panel
 
 
 def robustness_curves(board: Leaderboard) -> Figure:
     """Score against budget, a panel per task: worst case with its interval, noise dashed, image-blind dotted."""
     tasks = list(dict.fromkeys(board.frame.task))
-    figure = Figure(figsize=(4.6 * max(len(tasks), 1), 3.9), layout="constrained")
+    columns, height = min(max(len(tasks), 1), _COLUMNS), -(-len(tasks) // _COLUMNS) or 1
+    figure = Figure(figsize=(4.6 * columns, 3.9 * height), layout="constrained")
     for number, task in enumerate(tasks):
-        axes = figure.add_subplot(1, len(tasks), number + 1)
+        axes = figure.add_subplot(height, columns, number + 1)
         rows = board.frame[board.frame.task == task]
         _curves(axes, rows)
         axes.set_title(task)
         axes.set_xlabel("budget, in 255ths of the intensity window")
         axes.set_ylabel(f"{rows.metric.iloc[0]}, mean over {rows.n_cases.iloc[0]} test cases")
         axes.set_ylim(-0.02, 1.02)
-        axes.legend(fontsize=7, loc="lower left")
+        if len(axes.get_legend_handles_labels()[1]) > _IN_THE_PANEL:
+            axes.legend(fontsize=5, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+        else:
+            axes.legend(fontsize=7, loc="lower left")
         axes.grid(alpha=0.25)
     return figure
 

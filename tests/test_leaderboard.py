@@ -17,7 +17,7 @@ from medadv.benchmarks import evaluate, run_suite
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import WORST_CASE, Evaluator, Planned
-from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
 from medadv.diagnostics import zero_gradients
@@ -188,6 +188,9 @@ def test_csv_reads_back_equal(board, tmp_path):
     np.testing.assert_array_equal(read.adversarial, result.frame.adversarial)
     assert "<table" in result.to_html(tmp_path / "board.html")
     assert result.plot().axes
+    many = Leaderboard(pd.concat([result.frame.assign(task=name) for name in "abcde"]))
+    grid = [panel.get_subplotspec().rowspan.start for panel in many.plot().axes]
+    assert grid == [0, 0, 0, 1, 1], "more tasks than fit beside each other stand in rows"
 
 
 def grey_cases(count: int = 24, labels: int = 0) -> tuple[np.ndarray, np.ndarray]:
