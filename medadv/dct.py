@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medadv.linear_maps import along
+
 
 def dct_matrix(size: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II matrix ``(size, size)``: row k is the cosine of frequency k.
@@ -44,10 +46,9 @@ def idct(coefficients: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _along(x: Tensor, axes: Sequence[int], *, inverse: bool) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):  # which would multiply in half precision
-        for axis in axes:
-            basis = dct_matrix(x.shape[axis], x)
-            x = ((x.movedim(axis, -1)) @ (basis if inverse else basis.T)).movedim(-1, axis)
+    for axis in axes:
+        basis = dct_matrix(x.shape[axis], x)
+        x = along(x, basis.T if inverse else basis, axis)
     return x
 
 

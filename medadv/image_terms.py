@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medadv.intensities import Intensity
+from medadv.linear_maps import along
 from medadv.threats.intensity_fields import window_of
 
 SIDE = 11
@@ -63,21 +63,24 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``(N,)``, 1 where the images are equal.
     """
-    mean_a, mean_b = _smooth(a), _smooth(b)
-    variance_a, variance_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
-    covariance = _smooth(a * b) - mean_a * mean_b
+    mean_a, mean_b, square_a, square_b, product = _smooth(torch.stack([a, b, a * a, b * b, a * b]))
+    variance_a, variance_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
     light = (2 * mean_a * mean_b + STABLE_MEAN) / (mean_a**2 + mean_b**2 + STABLE_MEAN)
     structure = (2 * covariance + STABLE_CONTRAST) / (variance_a + variance_b + STABLE_CONTRAST)
     return (light * structure).flatten(1).mean(1)
 
 
-def _smooth(image: Tensor) -> Tensor:
-    """Gaussian means in all windows inside the image, one axis after the other."""
-    for axis in range(2, image.ndim):
-        side = min(SIDE, image.shape[axis] - 1 + image.shape[axis] % 2)
-        places = torch.arange(side, dtype=image.dtype, device=image.device) - side // 2
-        weights = torch.exp(-((places / SIGMA) ** 2) / 2)
-        rows = image.movedim(axis, -1)
-        smooth = F.conv1d(rows.reshape(-1, 1, rows.shape[-1]), (weights / weights.sum()).view(1, 1, -1))
-        image = smooth.view(*rows.shape[:-1], -1).movedim(-1, axis)
-    return image
+def _smooth(images: Tensor) -> Tensor:
+    """Gaussian means in all windows inside images ``(K, N, C, *S)``, one axis after the other."""
+    for axis in range(3, images.ndim):
+        images = along(images, _windows(images.shape[axis], images), axis)
+    return images
+
+
+def _windows(size: int, like: Tensor) -> Tensor:
+    """The weights of every window along an axis of ``size`` voxels, ``(windows, size)``."""
+    side = min(SIDE, size - 1 + size % 2)
+    first = torch.arange(size - side + 1, dtype=like.dtype, device=like.device)
+    places = torch.arange(size, dtype=like.dtype, device=like.device) - first[:, None] - side // 2
+    weights = torch.exp(-((places / SIGMA) ** 2) / 2) * (places.abs() <= side // 2)
+    return weights / weights.sum(1, keepdim=True)

@@ -128,8 +128,11 @@ class Problem:
         x_adv = self.threat.apply(theta)
         target, valid = self.threat.apply_target(theta, self.target, self.valid)
         gradient = output = loss = None
+        terms = self._terms(x_adv, grad)
         if grad:
             output, loss, image_grad = self._differentiate(x_adv, target, valid, progress, through)
+            for _, term_grad in terms:
+                image_grad = image_grad + term_grad
             gradient = self.threat.pullback(theta, self._usable(image_grad))
         if not grad or (through is not None and self.keep != "last"):
             output = self.victim.logits(x_adv)
@@ -139,8 +142,8 @@ class Problem:
         logits = logits_in(output)
         if self.monitor is not self.objective:
             loss = self.monitor(logits, target, valid=valid)
-        for term in self.image_terms:
-            loss = loss + term(x_adv, self.threat.x)
+        for value, _ in terms:
+            loss = loss + value
         badness = torch.zeros_like(loss)
         if self.keep == "score":
             badness = self.objective.badness(logits, target, valid)
@@ -151,7 +154,7 @@ class Problem:
     def _differentiate(
         self, x_adv: Tensor, target: Tensor, valid: Tensor, progress: float, through: Through | None
     ) -> tuple[Any, Tensor, Tensor]:
-        """Output, objective and its gradient to the image, with the image terms in it."""
+        """Output, objective and its gradient to the image."""
         shown = x_adv
         if through is not None:
             shown = through.image(x_adv)
@@ -163,9 +166,17 @@ class Problem:
         self.queries += self._runs
         if through is not None:
             grad = chain(through.image, x_adv, grad)
-        for term in self.image_terms:
-            grad = grad + chain(lambda image, term=term: term(image, self.threat.x), x_adv)  # type: ignore[misc]
         return output, loss, grad
+
+    def _terms(self, x_adv: Tensor, grad: bool) -> list[tuple[Tensor, Tensor]]:
+        """Each image term and, if asked for, its gradient to the image (else anything)."""
+        terms = []
+        for term in self.image_terms:
+            leaf = x_adv.detach().requires_grad_(grad)
+            with torch.set_grad_enabled(grad):
+                value = term(leaf, self.threat.x)
+            terms.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0] if grad else leaf))
+        return terms
 
     def _others(self, x_adv: Tensor) -> dict[str, Any]:
         """Logits of the views that the objective asks for."""
@@ -233,10 +244,8 @@ class Problem:
         self.undirected |= other.undirected
 
 
-def chain(function: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor | None = None) -> Tensor:
-    """The chain rule: gradient of ``(function(x) * grad).sum()`` to ``x``; without ``grad``, of the plain sum."""
+def chain(function: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
+    """The chain rule: gradient of ``(function(x) * grad).sum()`` to ``x``."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        value = function(leaf)
-        weighted = value.sum() if grad is None else (value * grad).sum()
-        return torch.autograd.grad(weighted, leaf)[0]
+        return torch.autograd.grad(function(leaf), leaf, grad)[0]

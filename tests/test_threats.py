@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from medadv.intensities import Intensity
 from medadv.threats import CaseRandom, L1Ball, L2Ball, LInfBall, case_norm
+from medadv.threats.balls import largest_share
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 UNIT = Intensity(0, 1)
@@ -278,3 +279,23 @@ def test_random_starts_fill_the_ball(kind):
     distance = threat.distance(x + threat.start(CaseRandom(0, range(400)))) / 0.4
     # in a plane the share within half the radius is a quarter
     assert distance.max() <= 1 and abs(float((distance < 0.5).double().mean()) - 0.25) < 0.07
+
+
+def test_a_share_that_is_found_waits_while_others_are_still_sought():
+    # rounded as in float32 images, so that a step from a share that is found would not come back to it
+    goal = torch.tensor([1.0, 0.3, 7.7, 900.0], dtype=torch.float64)
+
+    def rounds_for(rows):
+        asked = []
+
+        def measure(share):
+            asked.append(share)
+            return (share**3).float().double() - goal[rows], 3 * share**2
+
+        short, long = torch.zeros(len(rows), dtype=torch.float64), torch.full((len(rows),), 20.0, dtype=torch.float64)
+        found = largest_share(measure, short, long, long, tolerance=1e-6, resolution=6e-8)
+        excess = (found**3).float().double() - goal[rows]
+        assert bool(((excess <= 0) & (excess >= -1e-6 - 1e-7 * goal[rows])).all())
+        return len(asked)
+
+    assert rounds_for([0, 1, 2, 3]) == max(rounds_for([row]) for row in range(4))

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
@@ -220,6 +219,13 @@ class SegPGD(Objective):
         return self.sign * mean_over_valid(weight * per_voxel_cross_entropy(self.decision, output, target), valid)
 
 
+def _on_unit_sphere(values: Tensor, target: Tensor) -> Tensor:
+    """Values ``(N, C, *S)`` over their norm across classes, at the class ``target``: ``(N, *S)``."""
+    # torch's own norm takes ten times as long along a dimension that is not the last
+    norm = values.square().sum(1).clamp(min=1e-24).sqrt()
+    return values.gather(1, target[:, None])[:, 0] / norm
+
+
 class CosPGD(Objective):
     """Cross-entropy weighted by how well each voxel's probabilities align with the reference (arXiv 2302.02213).
 
@@ -232,7 +238,7 @@ class CosPGD(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         p = self.decision.probabilities(output.detach())
         if isinstance(self.decision, Multiclass):
-            cosine = p.gather(1, target[:, None])[:, 0] / p.norm(dim=1)
+            cosine = _on_unit_sphere(p, target)
         else:
             cosine = torch.where(target == 1, p, 1 - p) / (p.square() + (1 - p).square()).sqrt()
         weight = 1 - cosine if self.targeted else cosine
@@ -280,6 +286,6 @@ class MaskedSpherical(Objective):
             margin = (2 * target - 1) * (output - self.decision.logit_threshold(output))
             share = margin / (1 + margin.square()).sqrt()
         else:
-            share = F.normalize(output, dim=1).gather(1, target[:, None])[:, 0]
+            share = _on_unit_sphere(output, target)
         unfinished = agrees(self.decision, output, target) != self.targeted
         return -self.sign * mean_over_valid(unfinished * share, valid)

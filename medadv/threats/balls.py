@@ -304,11 +304,12 @@ def largest_share(
         excess, slope = measure(share)
         fits = excess <= 0
         short, long = torch.where(fits, share, short), torch.where(fits, long, share)
-        near = fits & (excess >= -tolerance)
-        if bool((near | (long - short <= resolution * short.abs())).all()):
+        found = (fits & (excess >= -tolerance)) | (long - short <= resolution * short.abs())
+        if bool(found.all()):
             break
         newton = share - (excess + tolerance / 2) / slope
-        share = torch.where((newton > short) & (newton < long), newton, (short + long) / 2)
+        further = torch.where((newton > short) & (newton < long), newton, (short + long) / 2)
+        share = torch.where(found, short, further)  # a case that is found waits for the others
     return short
 
 

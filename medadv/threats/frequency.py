@@ -18,6 +18,7 @@ from medadv.threats.parametric import ParametricThreat, rounded_down
 GREY = 255.0
 CENTRE = 128.0
 SMOOTHNESS = 0.1
+STEEPNESS = math.log(2 / SMOOTHNESS - 1)
 # below this many grey values a coefficient is not quantised at all: the limit of q -> 0
 IDENTITY = 1e-6
 
@@ -63,7 +64,7 @@ class DCTQuantisation(ParametricThreat):
         self._axes = [3 + 2 * axis for axis in range(len(self._sides))]
         start, width = window_of(intensity, x.to(torch.float64))
         grey = (x.to(torch.float64) - start) / width * GREY - CENTRE
-        self._coefficients = dct(self._blocks(self._padded(grey)), self._axes)
+        self._coefficients = dct(self._blocks(self._filled(grey, "replicate")), self._axes)
         super().__init__(x, budget, intensity, mask)
 
     def box(self) -> tuple[Tensor, Tensor]:
@@ -82,9 +83,12 @@ class DCTQuantisation(ParametricThreat):
     def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
         if self.mask is not None:
             grad = grad * self.mask
-        leaf = theta.detach().clamp(min=min(1.0, self.radius)).requires_grad_()
-        with torch.enable_grad():
-            return torch.autograd.grad(self._quantised(leaf, soft_round), leaf, grad)[0]
+        q = self._blocks(theta.to(torch.float64).clamp(min=max(min(1.0, self.radius), IDENTITY)))
+        _, width = window_of(self.intensity, grad)
+        frequencies = dct(self._blocks(self._filled(grad.to(torch.float64) * width / GREY, "constant")), self._axes)
+        u = self._coefficients / q
+        rounded, slope = soft_round(u)
+        return (frequencies * (rounded - u * slope)).reshape(theta.shape).to(theta.dtype)
 
     def _quantised(self, theta: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         q = self._blocks(theta.to(torch.float64))
@@ -97,9 +101,10 @@ class DCTQuantisation(ParametricThreat):
         start, width = window_of(self.intensity, cropped)
         return (start + (cropped + CENTRE) / GREY * width).to(self.x.dtype)
 
-    def _padded(self, grey: Tensor) -> Tensor:
-        missing = [n * s - size for n, s, size in zip(self._counts, self._sides, grey.shape[2:], strict=True)]
-        return F.pad(grey, [pad for m in reversed(missing) for pad in (0, m)], mode="replicate")
+    def _filled(self, image: Tensor, mode: str) -> Tensor:
+        """An image made a multiple of the block at its far ends, with ``"replicate"``d voxels or a ``"constant"`` 0."""
+        missing = [n * s - size for n, s, size in zip(self._counts, self._sides, image.shape[2:], strict=True)]
+        return F.pad(image, [pad for m in reversed(missing) for pad in (0, m)], mode=mode)
 
     def _blocks(self, padded: Tensor) -> Tensor:
         """``(N, C, *padded)`` -> ``(N, C, count, side, count, side, ...)``."""
@@ -107,13 +112,23 @@ class DCTQuantisation(ParametricThreat):
         return padded.reshape(*padded.shape[:2], *parts)
 
 
-def soft_round(u: Tensor) -> Tensor:
+def soft_round(u: Tensor) -> tuple[Tensor, Tensor]:
     """The smooth rounding of AdvDrop (arXiv 2108.09034) and VAFA: a tanh from each whole number to the next.
 
     With f the fraction of u above its floor, ``floor(u) + 1/2 + tanh(k (f - 1/2)) / (2 (1 - a))`` where
     ``k = log(2 / a - 1)``: continuous, and equal to u at the whole numbers and half-way between them. The smaller a,
     the steeper the step; here a = 0.1, at which the released code starts.
+
+    Returns:
+        The values, and the derivative to u.
+
+    Example:
+        >>> import torch
+        >>> value, slope = soft_round(torch.tensor([2.0, 2.4, 2.5]))
+        >>> value.round(decimals=2), slope.round(decimals=2)
+        (tensor([2.0000, 2.3400, 2.5000]), tensor([0.3100, 1.5000, 1.6400]))
     """
-    slope = math.log(2 / SMOOTHNESS - 1)
     whole = u.floor()
-    return whole + 0.5 + torch.tanh(slope * (u - whole - 0.5)) / (2 * (1 - SMOOTHNESS))
+    height = torch.tanh(STEEPNESS * (u - whole - 0.5))
+    value = whole + 0.5 + height / (2 * (1 - SMOOTHNESS))
+    return value, STEEPNESS * (1 - height**2) / (2 * (1 - SMOOTHNESS))
