@@ -52,11 +52,15 @@ class DeployedModel(nn.Module):
         self.input_transform = input_transform
         self.inferer = inferer
         self.head = head_for(network, head)
+        # how windows are blended where the inferer is not to be asked, see medadv.adapters.windows
+        self.blend: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         z = self._transformed(x)
         if self.inferer is None or self.training:
             return self._logits(z)
+        if self.blend is not None:
+            return self.blend(z, self._logits)
         # MONAI's sliding window scales the predictor's output in place, which autograd refuses for some last layers
         output = self.inferer(z, lambda window: self._logits(window).clone())
         return logits_of(output, self.channels, tuple(x.shape[2:]) if self.segments else ())

@@ -24,10 +24,12 @@ from medadv.adapters.views import (
     QueryView,
     cross_entropy_of_probabilities,
 )
+from medadv.adapters.windows import WINDOW_MEMORY, WindowedVictim, sliding_inferer_of
 from medadv.decisions import Decision, Multiclass, Multilabel
 from medadv.intensities import Intensity
+from medadv.numbers import whole_number
 from medadv.objectives import LossObjective
-from medadv.victims import SegmenterMixin, left_as_found
+from medadv.victims import ModuleVictim, SegmenterMixin, left_as_found
 
 
 class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
@@ -316,6 +318,8 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         decision: ``Multiclass(n, background=0)`` for a softmax, ``Multilabel(n)`` for sigmoids.
         intensity, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`.
         loss: MONAI or torch loss; default: soft foreground Dice per case plus cross-entropy.
+        window_memory: with a sliding-window inferer, bytes of activations that an attack may keep; windows beyond it
+            run twice (:class:`~medadv.adapters.windows.WindowedVictim`).
 
     Example:
         >>> import numpy as np
@@ -330,8 +334,24 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         True
     """
 
-    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], *, decision: Decision, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        decision: Decision,
+        window_memory: int = WINDOW_MEMORY,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(network, input_shape, decision=decision, segments=True, **kwargs)
+        whole_number("window_memory", window_memory, 0)
+        self.window_memory = window_memory
+
+    def victim(self) -> ModuleVictim:
+        """The model as medadv's attacks see it; windows of a sliding-window inferer are differentiated one by one."""
+        if sliding_inferer_of(self.model) is None:
+            return super().victim()
+        return WindowedVictim(self.model, self.decision, self.intensity, segments=True, memory=self.window_memory)
 
     def as_classifier(
         self,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from medadv.adapters.torchattacks_table import ENTRIES, Entry
-from medadv.attacks.base import whole_number
 from medadv.attacks.recipes import Recipe
 from medadv.decisions import Multiclass
 from medadv.names import unknown_name
+from medadv.numbers import whole_number
 from medadv.victims import Victim
 
 # EAD's early stop looks back every tenth of the iterations

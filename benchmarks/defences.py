@@ -18,7 +18,6 @@ from torch import Tensor
 from medadv import metrics
 from medadv.adapters.art_preprocessors import PREPROCESSORS, art_preprocessor
 from medadv.adaptive import bpda, eot
-from medadv.attacks.base import whole_number
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defence_kinds import check_defence, options_of
 from medadv.benchmarks.endpoints import ALL_CASES
@@ -26,6 +25,7 @@ from medadv.benchmarks.models import Estimator, reference_of
 from medadv.detectors import balanced_weight, guarded, threshold_at_fpr
 from medadv.feature_detectors import fit_detector
 from medadv.features import FeatureVictim, last_hidden_layer
+from medadv.numbers import whole_number
 from medadv.objectives.evasion import rejected, split
 from medadv.smoothing import noisy, smoothed
 

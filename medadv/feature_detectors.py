@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import whole_number
 from medadv.decisions import Multiclass
 from medadv.features import FeatureVictim, activations, fit_statistics, pooled
 from medadv.names import check_options, unknown_name
+from medadv.numbers import whole_number
 from medadv.victims import Features
 
 # enough for a bandwidth and for neighbours; more cost memory in every look of an attack

@@ -11,9 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from medadv.adaptive import ExpectationOverRuns, WrappedVictim, bpda, eot
-from medadv.attacks.base import whole_number
 from medadv.decisions import Multiclass
-from medadv.numbers import is_finite
+from medadv.numbers import is_finite, whole_number
 from medadv.victims import Loss, logits_in
 
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from medadv.attacks.recipes import COMMON_OPTIONS, Recipe
 from medadv.decisions import as_plain_tensor
 from medadv.intensities import Budget
+from medadv.numbers import whole_number
 from medadv.problem import KEEP
 from medadv.threats import BALL_KINDS, ThreatKind
 from medadv.victims import Passes, Victim, logits_in, victim_of
@@ -306,14 +307,6 @@ class CatalogueAttack(EvasionAttack, ABC):
         if len(target) != len(x):
             raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
         return target, valid
-
-
-def whole_number(name: str, value: Any, least: int | None) -> None:
-    """Refuses an option that is no whole number of at least ``least``."""
-    wrong_type = isinstance(value, bool) or not isinstance(value, int | np.integer)
-    if wrong_type or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise ValueError(f"{name}={value!r} must be a whole number{bound}.")
 
 
 _NORMS = {

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import whole_number
 from medadv.attacks.pursuit import Goal, Pursuit
 from medadv.attacks.smallest import MinimumNormAttack, full, number
+from medadv.numbers import whole_number
 
 REACH = 0.99  # tanh of the largest |w|: there the derivative is 2 % of that in the middle, not zero
 

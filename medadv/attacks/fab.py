@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import whole_number
 from medadv.attacks.pursuit import Pursuit
 from medadv.attacks.smallest import MinimumNormAttack, full
 from medadv.decisions import Multilabel
+from medadv.numbers import whole_number
 from medadv.objectives import margins
 from medadv.threats import case_norm, per_case
 

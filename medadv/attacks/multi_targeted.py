@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import Batch, Solution, whole_number
+from medadv.attacks.base import Batch, Solution
 from medadv.attacks.framework import FrameworkAttack, auto_pgd, solution_of
 from medadv.attacks.recipes import Recipe
 from medadv.decisions import Decision
+from medadv.numbers import whole_number
 from medadv.objectives import DLR, Margin, Objective
 from medadv.problem import Best
 

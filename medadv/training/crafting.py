@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import whole_number
 from medadv.intensities import Budget
+from medadv.numbers import whole_number
 from medadv.objectives import Objective
 from medadv.problem import Problem
 from medadv.search import SteepestAscent

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medadv.attacks.base import whole_number
+from medadv.numbers import whole_number
 from medadv.threats import LInfBall
 from medadv.training.adversarial import NaturalStep
 from medadv.training.base import Preparation, Recipe, Step, TrainingBatch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from medadv.attacks.base import whole_number
+from medadv.numbers import whole_number
 from medadv.training.base import Preparation, Recipe, TrainingBatch, batch_of, check_weights
 from medadv.training.checkpoint import digest, load_checkpoint, save_checkpoint
 from medadv.training.recipes import NATURAL
