@@ -96,6 +96,19 @@ class Windows:
         with torch.enable_grad():
             return torch.autograd.grad(self.pad(leaf), leaf, padded)[0]
 
+    def spread(self, grad: Tensor) -> Tensor:
+        """The gradient to ``(N, K, *P)`` of which ``grad`` is what lies inside the images."""
+        if not any(self.padding):
+            return grad
+        wide = grad.new_zeros(*grad.shape[:2], *self.padded)
+        wide[self.inside] = grad
+        return wide
+
+    def shares(self, group: Sequence[Place]) -> Tensor:
+        """How much each voxel of the windows of a group counts in the blended logits, ``(B, 1, *R)``."""
+        places: list[Place] = [(_ALL, *place[1:]) for place in group]
+        return self.importance / self.cut(self.weights, places)
+
     @staticmethod
     def cut(padded: Tensor, group: Sequence[Place]) -> Tensor:
         """The windows of a group out of ``(N, K, *P)``, as a batch ``(B, K, *R)``."""
@@ -154,8 +167,7 @@ class _Blended(torch.autograd.Function):
             leaf = windows.cut(padded, group)
             if spare >= size:
                 logits, size = _with_graph(predict, leaf)
-                ctx.kept[number] = (leaf, logits)
-                spare -= size
+                ctx.kept[number], spare = (leaf, logits), spare - size
             else:
                 with torch.no_grad():
                     logits = predict(leaf)
@@ -164,21 +176,20 @@ class _Blended(torch.autograd.Function):
                 blended = images.new_zeros(len(images), logits.shape[1], *windows.padded)
             windows.add(blended, group, (logits.detach() * windows.importance).split(1))
         exact.forward_passes += 1
-        return (blended / windows.weights)[windows.inside]
+        blended /= windows.weights
+        return blended[windows.inside]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         windows: Windows = ctx.windows
         padded = windows.pad(ctx.images)
-        spread = grad.new_zeros(*grad.shape[:2], *windows.padded)
-        spread[windows.inside] = grad
-        spread /= windows.weights
+        grad = windows.spread(grad)
         found = torch.zeros_like(padded)
         ctx.exact.forward_passes += len(ctx.kept) < len(windows.groups)
         for number, group in enumerate(windows.groups):
             leaf, logits = ctx.kept.pop(number, None) or _again(ctx, number, windows.cut(padded, group))
-            weighed = windows.cut(spread, group) * windows.importance
+            weighed = windows.cut(grad, group) * windows.shares(group)
             if not logits.requires_grad:  # cut off from the image: no direction, and attacks tell so
                 return torch.full_like(ctx.images, torch.nan), None, None, None
             windows.add(found, group, torch.autograd.grad(logits, leaf, weighed)[0].split(1))
@@ -217,8 +228,8 @@ class WindowedVictim(ModuleVictim):
     """A deployed model with a sliding-window inferer: the same logits, exact input gradients, bounded memory.
 
     The output is blended first; then the gradient of the loss to it goes back through the windows one group at a time,
-    each weighed as it was blended (a derivation and measurements: MONAI's own autograd through its inferer copies the
-    whole gradient once per window). Windows whose activations fit into ``memory`` run once, all others twice.
+    each weighed as it was blended, where autograd through MONAI's inferer copies the gradient of all logits once per
+    window. Windows whose activations fit into ``memory`` run once, all others twice.
 
     Args:
         module: the deployed model, or a view of it.
@@ -254,11 +265,12 @@ class WindowedVictim(ModuleVictim):
         self.memory = memory
 
     def differentiate(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        learning = [name for name, layer in self.module.named_modules() if layer.training]
-        if any(isinstance(self.module.get_submodule(name), _BatchNorm) for name in learning):
-            raise ValueError(
-                f"batch norm {learning[0]!r} is in training mode, so windows change each other's logits; call eval()."
-            )
+        learning = {name: layer for name, layer in self.module.named_modules() if layer.training}
+        for name, layer in learning.items():
+            if isinstance(layer, _BatchNorm):
+                raise ValueError(
+                    f"batch norm {name!r} is in training mode, so windows change each other's logits; call eval()."
+                )
         if learning:  # dropout that is left on, say: only one pass knows its masks
             return super().differentiate(x, loss)
         with exact_windows(self.module, self.memory) as exact:

@@ -36,13 +36,18 @@ def parser() -> argparse.ArgumentParser:
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd, attacks or training recipes beside plain passes")
-    cost.add_argument("--pairs", type=int, help="interleaved pairs of runs; default 30, of attacks and recipes 5")
+    cost.add_argument(
+        "--pairs", type=int, help="interleaved pairs of runs; default 30, of attacks and recipes 5, of windows 3"
+    )
     instead = cost.add_mutually_exclusive_group()
     instead.add_argument(
         "--attacks", nargs="*", metavar="NAME", help="time these attacks (default: all) beside plain passes instead"
     )
     instead.add_argument(
         "--training", nargs="*", metavar="RECIPE", help="time updates by these recipes (default: all) instead"
+    )
+    instead.add_argument(
+        "--windows", action="store_true", help="time gradients through sliding windows, and their memory, instead"
     )
     return top
 
@@ -107,17 +112,18 @@ def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
     from medadv.benchmarks.cost_table import attack_costs
     from medadv.benchmarks.cost_training import training_costs
+    from medadv.benchmarks.cost_windows import window_costs
 
-    plain = given.attacks is None and given.training is None
-    pairs = given.pairs if given.pairs is not None else 30 if plain else 5
-    if pairs < 2:
-        raise ValueError(f"--pairs {pairs} says nothing about time; give at least 2.")
-    if plain:
-        table = cost_table(pairs)
+    if given.pairs is not None and given.pairs < 2:
+        raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
+    if given.windows:
+        table = window_costs(runs=given.pairs or 3)
     elif given.training is not None:
-        table = training_costs(given.training, pairs)
+        table = training_costs(given.training, given.pairs or 5)
+    elif given.attacks is not None:
+        table = attack_costs([recipe_of(name).name for name in given.attacks] or None, given.pairs or 5)
     else:
-        table = attack_costs([recipe_of(name).name for name in given.attacks] or None, pairs)
+        table = cost_table(given.pairs or 30)
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
         print(table.to_string(index=False))
     return 0
