@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from builders import setting
+from rows import attack_on, rows
 from torch import Tensor, nn
 
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier
@@ -204,6 +207,21 @@ def test_at_most_the_stated_share_of_clean_images_is_rejected(n, fpr):
     if len(smaller):
         assert (scores > smaller.max()).mean() > fpr
     assert threshold_at_fpr(torch.from_numpy(scores), fpr) == threshold
+
+
+UNAWARE = {"fab", "cw", "apgd-t", "robust", "autoattack", "hfc"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in rows() if not pair[1].startswith("voxel")])
+def test_every_attack_knows_the_detector_or_is_refused_before_it_runs(name, kind):
+    case = setting(kind)
+    victim = guarded(case.estimator, smooth, threshold=10.0)
+    if name in UNAWARE:
+        refused(TypeError, "detector|feature victim first", lambda: attack_on(replace(case, estimator=victim), name))
+        return
+    attack = attack_on(replace(case, estimator=victim), name)
+    found = attack.perturb(torch.from_numpy(case.x), case.y)
+    assert found.shape == case.x.shape and victim.logits(found).shape[1] == victim.decision.plain.channels + 1
 
 
 def refused(error, words, do):

@@ -19,6 +19,7 @@ from medadv.attacks.recipes import COMMON_OPTIONS, Recipe
 from medadv.decisions import as_plain_tensor
 from medadv.intensities import Budget
 from medadv.numbers import whole_number
+from medadv.objectives.evasion import plain_of
 from medadv.problem import KEEP
 from medadv.threats import BALL_KINDS, ThreatKind
 from medadv.victims import Passes, Victim, logits_in, victim_of
@@ -182,6 +183,14 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     def _prepare(self) -> None:
         """What a subclass builds from its checked parameters."""
+
+    def _refuse_detector(self) -> None:
+        """For attacks whose success is not their objective's, so that no detector can become a part of it."""
+        if plain_of(self.victim.decision) is not self.victim.decision:
+            raise TypeError(
+                f"attack {self.name!r} does not know the detector of this model; use an attack whose objective the "
+                "detector becomes a part of, such as 'apgd-margin', 'pgd' or 'square'."
+            )
 
     @abstractmethod
     def _solve(self, batch: Batch) -> Solution:

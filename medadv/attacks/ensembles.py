@@ -71,6 +71,7 @@ class EnsembleAttack(CatalogueAttack):
         super().__init__(estimator, recipe, **options)
 
     def _prepare(self) -> None:
+        self._refuse_detector()
         if self.keep != "score":
             raise ValueError(f"keep={self.keep!r} does not fit an ensemble, which keeps the worst hard score; "
                              "leave it out, or run one of its members.")  # fmt: skip

@@ -38,6 +38,7 @@ class MinimumNormAttack(CatalogueAttack):
     max_iter: int
 
     def _prepare(self) -> None:
+        self._refuse_detector()
         if self.keep != "score":
             raise ValueError(
                 f"keep={self.keep!r} is not for {self.name}, which keeps the smallest adversarial image; leave it out."
