@@ -211,6 +211,13 @@ class Evaluator:
             rule = f"label {label} erased by half or more, no other changed by more than 0.05"
         return (float(given[open_cases].double().mean()) if bool(open_cases.any()) else np.nan), rule
 
+    def worst_cases(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """A worst case for each threat set, region and budget."""
+        groups: dict[tuple[str, str, float], list[Outcome]] = {}
+        for outcome in outcomes:
+            groups.setdefault(outcome.threat_set, []).append(outcome)
+        return [self.worst_case(group) for group in groups.values()]
+
     def worst_case(self, outcomes: Sequence[Outcome]) -> Outcome:
         """Per case the worst over several attacks of one threat set, region and budget; its access is the greatest.
 
@@ -347,22 +354,29 @@ def evaluate_estimator(
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
-    shared = [attack for attack in planned if not attack.has_own_budget]
-    runs: list[tuple[float | str | None, list[Planned]]] = [(eps, shared) for eps in positive]
-    for eps, run in [*runs, (None, [attack for attack in planned if attack.has_own_budget])]:
+
+    def run(eps: float | str | None, own_budget: bool) -> list[Outcome]:
         found = []
-        for attack in run:
-            crafted = evaluator.craft(attack, eps)
-            found.append(evaluator.judge(attack, crafted, keep_images=keep_images))
-            on_images(attack, crafted, eps)
-            on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
-        outcomes += found
-        groups: dict[tuple[str, str, float], list[Outcome]] = {}
-        for outcome in found:
-            groups.setdefault((outcome.threat, outcome.region, outcome.eps), []).append(outcome)
-        outcomes += [evaluator.worst_case(group) for group in groups.values()]
+        for attack in planned:
+            if attack.has_own_budget == own_budget:
+                crafted = evaluator.craft(attack, eps)
+                found.append(evaluator.judge(attack, crafted, keep_images=keep_images))
+                on_images(attack, crafted, eps)
+                on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
+        return found
+
+    own = run(None, own_budget=True)
+    for eps in positive:
+        found = run(eps, own_budget=False)
+        threats = {outcome.threat_set for outcome in found}
+        joining = [outcome for outcome in own if outcome.threat_set in threats]
+        outcomes += [*found, *evaluator.worst_cases([*found, *joining])]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
+    known = {outcome.threat_set for outcome in outcomes}
+    outcomes += [*own, *evaluator.worst_cases([outcome for outcome in own if outcome.threat_set not in known])]
+    for outcome in own:
+        outcome.images = None
     for name in chosen(corruptions):
         outcomes += [evaluator.corrupt(name, severity) for severity in SEVERITIES]
         on_attack(name)

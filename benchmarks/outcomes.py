@@ -104,6 +104,11 @@ class Outcome:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     verdict: np.ndarray | None = None
 
+    @property
+    def threat_set(self) -> tuple[str, str, float]:
+        """What attacks share a worst case in: threat, region and budget."""
+        return self.threat, self.region, self.eps
+
 
 @dataclass
 class Evaluation:

@@ -243,6 +243,18 @@ def test_a_worst_case_needs_what_its_greatest_attack_needs():
         assert (worst.access, worst.surrogate) == (access, source)
 
 
+def test_an_attack_at_its_own_budget_joins_the_worst_case_of_that_budget():
+    x, y = np.full((2, 1, 6, 6), 0.51, dtype=np.float32), np.array([1, 1])
+    mine = MonaiClassifier(Brightness(False), (1, 6, 6), decision=Multiclass(2))
+    plans = [Planned("fgsm", {"eps": eps}, title=f"fgsm at {eps}") for eps in ("4/255", "12/255")]
+    frame = evaluate(mine, (x, y), plans, ["4/255", "8/255"]).frame
+    attacks = ["none", "noise", "worst-case", "noise", "worst-case", "fgsm at 4/255", "fgsm at 12/255", "worst-case"]
+    assert frame.attack.tolist() == attacks
+    worst = frame[frame.attack == "worst-case"]
+    assert (worst.eps * 255).round().tolist() == [4, 8, 12]
+    assert worst.adversarial.tolist() == [0, 1, 0] and worst.access.tolist() == ["white-box", "none", "white-box"]
+
+
 def test_ignored_voxels_stay_ignored_under_attack(monkeypatch):
     case = setting("voxel-class", ignore_index=9)
     y = case.y.copy()
