@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medadv.attacks import CatalogueAttack, Recipe, create, recipes
-from medadv.benchmarks.cost import EPS, SUBJECTS, Subject, median_interval
+from medadv.benchmarks.cost import EPS, SUBJECTS, Subject, keep_freed_memory, median_interval
 
 STEPS, QUERIES = 10, 100
 # the recipes that torchattacks and ART share with the catalogue; whoever lacks one is refused and left out
@@ -62,6 +62,7 @@ def cost_of(subject: Subject, name: str, runs: int = 5, norm: float | None = Non
     Raises:
         ValueError, TypeError: the attack is not for this network.
     """
+    keep_freed_memory()
     estimator = subject.estimator()
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.random((subject.batch, *subject.shape), dtype=np.float32))

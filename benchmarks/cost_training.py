@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medadv.benchmarks.cost import EPS, SUBJECTS, Subject, median_interval
+from medadv.benchmarks.cost import EPS, SUBJECTS, Subject, keep_freed_memory, median_interval
 from medadv.names import unknown_name
 from medadv.training import RECIPES, Recipe
 from medadv.training.base import Preparation, batch_of
@@ -115,6 +115,7 @@ def cost_of_update(subject: Subject, name: str, pairs: int = 5) -> dict[str, Any
     Raises:
         ValueError: the recipe is not for this network.
     """
+    keep_freed_memory()
     estimator, helper, plain = (subject.estimator() for _ in range(3))
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.random((subject.batch, *subject.shape), dtype=np.float32))

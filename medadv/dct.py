@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,11 +21,17 @@ def dct_matrix(size: int, like: Tensor) -> Tensor:
         >>> bool(torch.allclose(basis @ basis.T, torch.eye(4, dtype=torch.float64)))
         True
     """
+    return _dct_matrix(size, like.device, like.dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve calls that differentiate
+def _dct_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # in float64 first: the cosines of large sizes lose digits otherwise
     k, n = (torch.arange(size, dtype=torch.float64).view(shape) for shape in ((-1, 1), (1, -1)))
     basis = torch.cos(math.pi * k * (2 * n + 1) / (2 * size)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(like.device, like.dtype)
+    return basis.to(device, dtype)
 
 
 def dct(x: Tensor, axes: Sequence[int]) -> Tensor:

@@ -40,7 +40,7 @@ class FeatureVictim(ModuleVictim):
 
     def __init__(self, estimator: Any, layers: Sequence[str]) -> None:
         inner = victim_of(estimator)
-        if type(inner) is not ModuleVictim:
+        if not isinstance(inner, ModuleVictim) or isinstance(inner, FeatureVictim):
             raise TypeError(
                 f"{type(inner).__name__} is no plain model whose layers can be read; make the feature victim first and "
                 "wrap it, as in eot(FeatureVictim(estimator, layers), n=8)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -73,14 +74,16 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def _smooth(images: Tensor) -> Tensor:
     """Gaussian means in all windows inside images ``(K, N, C, *S)``, one axis after the other."""
     for axis in range(3, images.ndim):
-        images = along(images, _windows(images.shape[axis], images), axis)
+        images = along(images, _windows(images.shape[axis], images.device, images.dtype), axis)
     return images
 
 
-def _windows(size: int, like: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve calls that differentiate
+def _windows(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The weights of every window along an axis of ``size`` voxels, ``(windows, size)``."""
     side = min(SIDE, size - 1 + size % 2)
-    first = torch.arange(size - side + 1, dtype=like.dtype, device=like.device)
-    places = torch.arange(size, dtype=like.dtype, device=like.device) - first[:, None] - side // 2
+    first = torch.arange(size - side + 1, dtype=dtype, device=device)
+    places = torch.arange(size, dtype=dtype, device=device) - first[:, None] - side // 2
     weights = torch.exp(-((places / SIGMA) ** 2) / 2) * (places.abs() <= side // 2)
     return weights / weights.sum(1, keepdim=True)

@@ -20,3 +20,11 @@ def test_dct_equals_scipy_and_inverts(shape, dtype):
     tolerance = 1e-9 if dtype == torch.float64 else 2e-2 * 255 / 100
     assert np.abs(coefficients.numpy() - expected).max() < tolerance
     assert (idct(dct(x / 255, axes), axes) - x / 255).abs().max() < 1e-5
+
+
+def test_a_transform_first_made_in_inference_mode_can_be_differentiated_later():
+    with torch.inference_mode():
+        dct(torch.rand(1, 1, 13, 17), (2, 3))
+    x = torch.rand(1, 1, 13, 17, requires_grad=True)
+    dct(x, (2, 3)).square().sum().backward()
+    assert torch.allclose(x.grad, 2 * x.detach(), atol=1e-5)

@@ -32,6 +32,8 @@ def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
     """
     if isinstance(decision, Multilabel):
         return (2 * target - 1) * (output - decision.logit_threshold(output))
+    if decision.channels == 2:  # the other class is known
+        return (2 * target - 1) * (output[:, 1] - output[:, 0])
     own = output.gather(1, target[:, None])[:, 0]
     return own - output.masked_fill(decision.one_hot(target), -torch.inf).amax(1)
 

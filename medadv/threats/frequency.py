@@ -93,7 +93,8 @@ class DCTQuantisation(ParametricThreat):
     def _quantised(self, theta: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         q = self._blocks(theta.to(torch.float64))
         quantised = q * rounding(self._coefficients / q.clamp(min=IDENTITY))
-        kept = torch.where(q > IDENTITY, quantised, self._coefficients)
+        coarse = q > IDENTITY
+        kept = quantised if bool(coarse.all()) else torch.where(coarse, quantised, self._coefficients)
         joined = idct(kept, self._axes).reshape(theta.shape)
         cropped = joined
         for axis, size in enumerate(self.x.shape[2:], start=2):

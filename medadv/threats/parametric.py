@@ -65,6 +65,8 @@ class ParametricThreat(Threat):
         shown = shown.clamp(self.intensity.snap(low, "up"), self.intensity.snap(high, "down"))
         # the clean image by definition, so that no rounding of the transform can change a case that was not attacked
         moved = per_case((theta != 0).flatten(1).any(1), shown)
+        if self.mask is None and bool(moved.all()):
+            return shown
         return torch.where(moved if self.mask is None else moved & self.mask, shown, self.x)
 
     def pullback(self, theta: Tensor, grad: Tensor) -> Tensor:
