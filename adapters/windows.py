@@ -132,7 +132,7 @@ class ExactWindows:
     """
 
     inferer: SlidingWindowInferer
-    memory: int = WINDOW_MEMORY
+    memory: int
     forward_passes: int = field(default=0, init=False)
 
     def __call__(self, images: Tensor, predict: Predictor) -> Tensor:
@@ -287,7 +287,7 @@ def sliding_inferer_of(module: nn.Module) -> SlidingWindowInferer | None:
 
 
 @contextmanager
-def exact_windows(module: nn.Module, memory: int = WINDOW_MEMORY) -> Iterator[ExactWindows]:
+def exact_windows(module: nn.Module, memory: int) -> Iterator[ExactWindows]:
     """Context in which a deployed model's logits are differentiable in the images alone, window by window."""
     deployed = _deployed(module)
     assert isinstance(deployed.inferer, SlidingWindowInferer)

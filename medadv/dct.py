@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from medadv.linear_maps import along
+from medadv.linear_maps import along, made_once
 
 
 def dct_matrix(size: int, like: Tensor) -> Tensor:
@@ -24,8 +23,7 @@ def dct_matrix(size: int, like: Tensor) -> Tensor:
     return _dct_matrix(size, like.device, like.dtype)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve calls that differentiate
+@made_once
 def _dct_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # in float64 first: the cosines of large sizes lose digits otherwise
     k, n = (torch.arange(size, dtype=torch.float64).view(shape) for shape in ((-1, 1), (1, -1)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from medadv.intensities import Intensity
-from medadv.linear_maps import along
+from medadv.linear_maps import along, made_once
 from medadv.threats.intensity_fields import window_of
 
 SIDE = 11
@@ -78,8 +77,7 @@ def _smooth(images: Tensor) -> Tensor:
     return images
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve calls that differentiate
+@made_once
 def _windows(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The weights of every window along an axis of ``size`` voxels, ``(windows, size)``."""
     side = min(SIDE, size - 1 + size % 2)

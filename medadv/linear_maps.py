@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,3 +32,10 @@ def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
             return x @ matrix.T
         lines = matrix @ x.flatten(axis + 1)
         return lines.reshape(*lines.shape[: axis + 1], *x.shape[axis + 1 :])
+
+
+def made_once(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps what ``make(size, device, dtype)`` returns, for calls with and without a gradient; nobody may change it."""
+    # a matrix first asked for in inference mode has to serve calls that differentiate as well
+    make_plain: Any = torch.inference_mode(False)(make)
+    return lru_cache(maxsize=64)(make_plain)

@@ -128,11 +128,10 @@ class Problem:
         x_adv = self.threat.apply(theta)
         target, valid = self.threat.apply_target(theta, self.target, self.valid)
         gradient = output = loss = None
-        terms = self._terms(x_adv, grad)
+        term, term_grad = self._image_term(x_adv, grad)
         if grad:
             output, loss, image_grad = self._differentiate(x_adv, target, valid, progress, through)
-            for _, term_grad in terms:
-                image_grad = image_grad + term_grad
+            image_grad = image_grad if term_grad is None else image_grad + term_grad
             gradient = self.threat.pullback(theta, self._usable(image_grad))
         if not grad or (through is not None and self.keep != "last"):
             output = self.victim.logits(x_adv)
@@ -142,8 +141,7 @@ class Problem:
         logits = logits_in(output)
         if self.monitor is not self.objective:
             loss = self.monitor(logits, target, valid=valid)
-        for value, _ in terms:
-            loss = loss + value
+        loss = loss if term is None else loss + term
         badness = torch.zeros_like(loss)
         if self.keep == "score":
             badness = self.objective.badness(logits, target, valid)
@@ -168,15 +166,14 @@ class Problem:
             grad = chain(through.image, x_adv, grad)
         return output, loss, grad
 
-    def _terms(self, x_adv: Tensor, grad: bool) -> list[tuple[Tensor, Tensor]]:
-        """Each image term and, if asked for, its gradient to the image (else anything)."""
-        terms = []
-        for term in self.image_terms:
-            leaf = x_adv.detach().requires_grad_(grad)
-            with torch.set_grad_enabled(grad):
-                value = term(leaf, self.threat.x)
-            terms.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0] if grad else leaf))
-        return terms
+    def _image_term(self, x_adv: Tensor, grad: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The image terms together and, if asked for, their gradient to the image; None where there are none."""
+        if not self.image_terms:
+            return None, None
+        leaf = x_adv.detach().requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            value = torch.stack([term(leaf, self.threat.x) for term in self.image_terms]).sum(0)
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0] if grad else None
 
     def _others(self, x_adv: Tensor) -> dict[str, Any]:
         """Logits of the views that the objective asks for."""

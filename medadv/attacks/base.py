@@ -106,6 +106,8 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     attack_params = [*EvasionAttack.attack_params, "eps", *COMMON_OPTIONS]
     _estimator_requirements = ()
+    # whether success is its objective's, so that the detector of a model can become a part of it
+    knows_detectors = True
 
     budget: Budget | None
     norm: Any
@@ -161,6 +163,11 @@ class CatalogueAttack(EvasionAttack, ABC):
         super()._check_params()
         self.norm = None if self.norm is None else _norm(self.norm)
         self.recipe.check_supports(self.victim, self.norm, self.targeted)
+        if not self.knows_detectors and plain_of(self.victim.decision) is not self.victim.decision:
+            raise TypeError(
+                f"attack {self.name!r} does not know the detector of this model; use an attack whose objective the "
+                "detector becomes a part of, such as 'apgd-margin', 'pgd' or 'square'."
+            )
         self.budget = self._read_budget()
         if self.keep not in KEEP:
             raise ValueError(f"keep={self.keep!r} is unknown; choose one of {', '.join(map(repr, KEEP))}.")
@@ -183,14 +190,6 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     def _prepare(self) -> None:
         """What a subclass builds from its checked parameters."""
-
-    def _refuse_detector(self) -> None:
-        """For attacks whose success is not their objective's, so that no detector can become a part of it."""
-        if plain_of(self.victim.decision) is not self.victim.decision:
-            raise TypeError(
-                f"attack {self.name!r} does not know the detector of this model; use an attack whose objective the "
-                "detector becomes a part of, such as 'apgd-margin', 'pgd' or 'square'."
-            )
 
     @abstractmethod
     def _solve(self, batch: Batch) -> Solution:

@@ -61,6 +61,8 @@ class EnsembleAttack(CatalogueAttack):
         ['apgd-ce', 'apgd-dlr']
     """
 
+    knows_detectors = False
+
     num_random_init: int
 
     def __init__(
@@ -71,7 +73,6 @@ class EnsembleAttack(CatalogueAttack):
         super().__init__(estimator, recipe, **options)
 
     def _prepare(self) -> None:
-        self._refuse_detector()
         if self.keep != "score":
             raise ValueError(f"keep={self.keep!r} does not fit an ensemble, which keeps the worst hard score; "
                              "leave it out, or run one of its members.")  # fmt: skip

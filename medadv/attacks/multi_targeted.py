@@ -48,10 +48,11 @@ class MultiTargeted(FrameworkAttack):
         (2, 1, 4, 4)
     """
 
+    knows_detectors = False
+
     n_target_classes: int
 
     def _prepare(self) -> None:
-        self._refuse_detector()
         whole_number("n_target_classes", self.n_target_classes, 1)
         if self.keep != "score":
             raise ValueError(f"keep={self.keep!r} does not fit {self.name}, whose losses differ from class to class; "

@@ -34,11 +34,12 @@ class MinimumNormAttack(CatalogueAttack):
             :class:`~medadv.attacks.base.CatalogueAttack`; ``keep`` must stay ``"score"``.
     """
 
+    knows_detectors = False
+
     threshold: float
     max_iter: int
 
     def _prepare(self) -> None:
-        self._refuse_detector()
         if self.keep != "score":
             raise ValueError(
                 f"keep={self.keep!r} is not for {self.name}, which keeps the smallest adversarial image; leave it out."

@@ -285,7 +285,7 @@ class MaskedSpherical(Objective):
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         if isinstance(self.decision, Multilabel):
-            margin = (2 * target - 1) * (output - self.decision.logit_threshold(output))
+            margin = margins(self.decision, output, target)
             share = margin / (1 + margin.square()).sqrt()
         else:
             share = _on_unit_sphere(output, target)
