@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from scipy.optimize import minimize
 
 from medadv.intensities import Intensity
 from medadv.threats import CaseRandom, L1Ball, L2Ball, LInfBall, case_norm
-from medadv.threats.balls import largest_share
+from medadv.threats.exact import largest_share, not_further
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 UNIT = Intensity(0, 1)
@@ -201,6 +203,46 @@ def test_the_linf_box_is_strict_and_wastes_at_most_two_roundings(x, eps, dtype):
 
 
 @QUICK
+@given(
+    x=st.floats(-3000, 3000, width=32),
+    reach=st.one_of(st.floats(0, 300), st.floats(0, 1e-6), st.sampled_from([8 / 255, 4 / 255, 0.1])),
+    sign=st.sampled_from([-1, 1]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_not_further_is_the_furthest_number_within_reach(x, reach, sign, dtype):
+    image, wanted = torch.tensor([x], dtype=dtype), torch.tensor(reach, dtype=torch.float64)
+    found = not_further(image, wanted, sign)
+    beyond = torch.nextafter(found, torch.tensor([sign * torch.inf], dtype=dtype))
+    # the radius as far as the images' own type can tell it; fractions are exact
+    limit = wanted.to(dtype) if float(wanted.to(dtype)) <= reach else torch.nextafter(wanted.to(dtype), image * 0)
+    assert Fraction(float(limit)) <= Fraction(reach)
+    distances = [sign * (Fraction(float(point)) - Fraction(float(image))) for point in (found, beyond)]
+    assert 0 <= distances[0] <= Fraction(float(limit)) < distances[1]
+
+
+@QUICK
+@given(seed=st.integers(0, 10_000), eps=st.floats(0.9, 1.2), kind=st.sampled_from([LInfBall, L2Ball]))
+def test_a_radius_near_the_width_of_the_range_gives_the_same_box_as_any(seed, eps, kind):
+    x = images(seed, dtype=torch.float32)
+    x[:, :, 0, 0], x[:, :, 0, 1] = 0, 1
+    threat = ball(kind, x, eps)
+    assert torch.equal(threat.lower, not_further(x, threat.reach, -1).clamp(min=0))
+    assert torch.equal(threat.upper, not_further(x, threat.reach, 1).clamp(max=1))
+
+
+@pytest.mark.parametrize("kind", [L1Ball, L2Ball])
+def test_the_radius_is_used_and_kept_by_images_of_many_voxels(kind):
+    x = images(1, (2, 1, 64, 64, 64), torch.float32)
+    radius = 0.05 * x[0].numel() ** (1 / kind.norm)
+    threat = ball(kind, x, radius)
+    theta = threat.project(perturbations(1, x, 0.3))
+    assert bool((theta < -x).any()) is False and bool(((theta == 1 - x) | (theta == -x)).any())
+    for moved in (theta, threat.apply(theta) - x.double()):
+        reached = case_norm(moved.double(), kind.norm) / radius
+        assert bool((reached <= 1).all()) and bool((reached > 1 - 1e-6).all())
+
+
+@QUICK
 @given(seed=st.integers(0, 10_000), eps=st.floats(1e-4, 50), offset=st.sampled_from([0.0, 1000.0]))
 def test_the_l2_norm_is_strict_in_float32_without_wasting_the_budget(seed, eps, offset):
     x = images(seed, dtype=torch.float32) + offset
@@ -290,7 +332,7 @@ def test_a_share_that_is_found_waits_while_others_are_still_sought():
 
         def measure(share):
             asked.append(share)
-            return (share**3).float().double() - goal[rows], 3 * share**2
+            return (share**3).float().double() - goal[rows], lambda: 3 * share**2
 
         short, long = torch.zeros(len(rows), dtype=torch.float64), torch.full((len(rows),), 20.0, dtype=torch.float64)
         found = largest_share(measure, short, long, long, tolerance=1e-6, resolution=6e-8)

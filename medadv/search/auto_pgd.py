@@ -34,7 +34,7 @@ class AutoPGDState:
         inertia = self.inertia if self.moves else 1.0
         stepped = threat.project(threat.ascend(self.theta, self.grad, self.step_size))
         movement = self.theta - self.previous
-        proposal = threat.project(self.theta + inertia * (stepped - self.theta) + (1 - inertia) * movement)
+        proposal = threat.project(self.theta.lerp(stepped, inertia).add_(movement, alpha=1 - inertia))
         self.previous = self.theta
         self.moves += 1
         return proposal

@@ -126,12 +126,12 @@ class SimBAWalk(Walk):
 def brought_in(threat: LpBall, theta: Tensor) -> Tensor:
     """A point of ball and box near ``theta``: clipped to the box and, in L2, shortened to the radius.
 
-    Not the nearest one, which :meth:`LpBall.project` finds by bisection, but as cheap as a step. Shortening stays
+    Not the nearest one, which :meth:`LpBall.project` searches for, but as cheap as a step. Shortening stays
     in the box, which holds the image.
     """
     if not isinstance(threat, L2Ball):
         return threat.project(theta)
     inside = theta.clamp(threat.least, threat.most)
-    length = case_norm((inside / threat.weights).to(torch.float64)).clamp(min=torch.finfo(theta.dtype).tiny)
+    length = case_norm(inside / threat.weights, dtype=torch.float64).clamp(min=torch.finfo(theta.dtype).tiny)
     reached = threat.radius * (1 - 8 * torch.finfo(theta.dtype).eps)
     return inside * per_case((reached / length).clamp(max=1), inside).to(inside.dtype)

@@ -148,7 +148,7 @@ class SquareL2Walk(SquareWalk):
         axes = (draws[:, 2 * dims] * dims).to(torch.int64)
         signs = (2.0 * (draws[:, 2 * dims + 1 :] >= 0.5) - 1).to(self.theta)
         moved = self.theta / self.threat.weights
-        spare = (self.threat.radius**2 - case_norm(moved.to(torch.float64)) ** 2).clamp(min=0).to(moved.dtype)
+        spare = (self.threat.radius**2 - case_norm(moved, dtype=torch.float64) ** 2).clamp(min=0).to(moved.dtype)
         for rows, size in alike(sides):
             windows, emptied = (Windows(rows, corner[rows], size, moved) for corner in (place, source))
             own = windows.take(moved)
@@ -179,7 +179,7 @@ def on_sphere(threat: LpBall, moved: Tensor) -> Tensor:
 
     The box holds the image, so cutting only shortens. A hair is left for rounding.
     """
-    length = case_norm(moved.to(torch.float64)).clamp(min=torch.finfo(moved.dtype).tiny)
+    length = case_norm(moved, dtype=torch.float64).clamp(min=torch.finfo(moved.dtype).tiny)
     reached = threat.radius * (1 - 8 * torch.finfo(moved.dtype).eps)
     theta = moved * per_case(reached / length, moved).to(moved.dtype) * threat.weights
     return theta.clamp(threat.least, threat.most)

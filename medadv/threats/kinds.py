@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medadv.intensities import Budget, Intensity
-from medadv.threats.balls import L1Ball, L2Ball, LInfBall
+from medadv.threats.balls import LInfBall, LpBall
 from medadv.threats.base import CaseRandom, Threat
 from medadv.threats.frequency import GREY, DCTQuantisation
 from medadv.threats.geometry import Affine, Deformation, affine_budget, displacement_budget
@@ -19,6 +19,7 @@ from medadv.threats.kspace import KSpace, kspace_budget
 from medadv.threats.noise import PoissonNoise, RicianNoise
 from medadv.threats.parametric import limit_reader
 from medadv.threats.patches import Patch, patch_budget
+from medadv.threats.summed_balls import L1Ball, L2Ball
 
 Build = Callable[..., Threat]
 
@@ -103,4 +104,5 @@ _PHYSICAL = (
 )  # fmt: skip
 
 THREATS: dict[str, ThreatKind] = {kind.name: kind for kind in (*_BALLS, *_APPEARANCE, *_PHYSICAL)}
+BALLS: dict[float, type[LpBall]] = {torch.inf: LInfBall, 2.0: L2Ball, 1.0: L1Ball}
 BALL_KINDS: dict[float, ThreatKind] = {kind.norm: kind for kind in _BALLS if kind.norm is not None}
