@@ -251,8 +251,11 @@ class Multiclass(Decision):
         return logits.softmax(1)
 
     def one_hot(self, target: Tensor, channels: Sequence[int] | None = None) -> Tensor:
-        wanted = range(self.num_classes) if channels is None else channels
-        classes = torch.tensor(list(wanted), dtype=target.dtype, device=target.device)
+        wanted = list(range(self.num_classes) if channels is None else channels)
+        if self.num_classes == 2 and len(wanted) == 1:  # as a conversion: comparing whole numbers is slow on a CPU
+            second = target[:, None].to(torch.bool)
+            return second if wanted == [1] else ~second
+        classes = torch.tensor(wanted, dtype=target.dtype, device=target.device)
         return target[:, None] == classes.view(1, -1, *[1] * (target.ndim - 1))
 
     def voxelwise(self, valid: Tensor) -> Tensor:

@@ -56,8 +56,13 @@ def iou_per_class(prediction: Tensor, reference: Tensor) -> Tensor:
 
 def _overlap(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Voxels in both masks, those of the two added up, and whether the reference has any, ``(N, C)``."""
-    size = reference.flatten(2).sum(2)
-    return (prediction & reference).flatten(2).sum(2), prediction.flatten(2).sum(2) + size, size > 0
+    size = voxels_in(reference, 2)
+    return voxels_in(prediction & reference, 2), voxels_in(prediction, 2) + size, size > 0
+
+
+def voxels_in(mask: Tensor, first: int) -> Tensor:
+    """Number of True values over all dimensions from ``first`` on, int32 (on a CPU twice as fast as int64)."""
+    return mask.flatten(first).sum(first, dtype=torch.int32)
 
 
 def mean_dice(prediction: Tensor, reference: Tensor, *, empty: str = "present") -> Tensor:

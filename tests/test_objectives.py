@@ -39,21 +39,23 @@ from medadv.objectives import (
 PLAIN = ("ce", "margin", "dice", "dicece", "segpgd", "cospgd", "masked-ce", "js", "mask-norm")
 SHAPES = {"image": (), "2D": (4, 3), "3D": (3, 2, 2)}
 THRESHOLDS = (0.3, 0.5, 0.8)
+CHANNELS = {"classes": 3, "two classes": 2, "labels": 3}
 
 
 def decision_of(kind):
     if kind == "labels":
         return Multilabel(3, threshold=THRESHOLDS, ignore_index=9)
-    return Multiclass(3, background=0, ignore_index=9)
+    return Multiclass(CHANNELS[kind], background=0, ignore_index=9)
 
 
-def example(kind, spatial, seed=0, cases=3):
+def example(kind, spatial, seed=0, cases=3, ignored=0.3):
     """Logits, canonical target and validity, with all cases different and a third of the voxels ignored."""
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(cases, 3, *spatial, generator=generator, dtype=torch.float64)
-    shape = (cases, 3, *spatial) if kind == "labels" else (cases, *spatial)
-    target = torch.randint(0, 2 if kind == "labels" else 3, shape, generator=generator)
-    valid = torch.rand(shape, generator=generator) > 0.3
+    channels = CHANNELS[kind]
+    logits = 2 * torch.randn(cases, channels, *spatial, generator=generator, dtype=torch.float64)
+    shape = (cases, channels, *spatial) if kind == "labels" else (cases, *spatial)
+    target = torch.randint(0, 2 if kind == "labels" else channels, shape, generator=generator)
+    valid = torch.rand(shape, generator=generator) >= ignored
     return logits, torch.where(valid, target, 0), valid
 
 
@@ -99,7 +101,7 @@ def margin_of(kind, z, t):
 def soft_dice(kind, z, t, ok):
     p = sigmoid(z) if kind == "labels" else softmax(z)
     missed, invented = [], []
-    for c in range(3) if kind == "labels" else (1, 2):
+    for c in range(3) if kind == "labels" else range(1, len(z)):
         y, seen = (t[c], ok[c]) if kind == "labels" else (t == c, ok)
         y, q = y[seen].astype(float), p[c][seen]
         if y.any():
@@ -114,14 +116,14 @@ def cosine(kind, z, t):
         p = sigmoid(z)
         a, b = np.stack([p, 1 - p]), np.stack([t, 1 - t])
     else:
-        a, b = softmax(z), np.eye(3)[t].T
+        a, b = softmax(z), np.eye(len(z))[t].T
     return (a * b).sum(0) / np.sqrt((a**2).sum(0)) / np.sqrt((b**2).sum(0))
 
 
 def jensen_shannon(kind, z, t):
     """From the two relative entropies to the mean distribution, with 0 log 0 = 0."""
     p = np.stack([sigmoid(z), 1 - sigmoid(z)]) if kind == "labels" else softmax(z)
-    q = np.stack([t, 1 - t]) if kind == "labels" else np.eye(3)[t].T
+    q = np.stack([t, 1 - t]) if kind == "labels" else np.eye(len(z))[t].T
     middle = (p + q) / 2
     return (scipy.special.rel_entr(p, middle) + scipy.special.rel_entr(q, middle)).sum(0) / 2
 
@@ -141,7 +143,7 @@ def expected(name, kind, z, t, ok, targeted, progress):
         return sign * mean(loss, ok)
     if name == "margin":
         m = margin_of(kind, z, t)
-        if kind == "classes" and z.shape[1] == 1:  # an image: not hinged
+        if kind != "labels" and z.shape[1] == 1:  # an image: not hinged
             return -sign * m[0] * ok[0]
         return mean(np.minimum(m, 0), ok) if targeted else -mean(np.maximum(m, 0), ok)
     if name == "cw":
@@ -165,23 +167,24 @@ def expected(name, kind, z, t, ok, targeted, progress):
     raise AssertionError(name)
 
 
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("rank", SHAPES)
-@pytest.mark.parametrize("kind", ["classes", "labels"])
+@pytest.mark.parametrize("kind", CHANNELS)
 @pytest.mark.parametrize("name", PLAIN)
-def test_values_are_those_of_the_formula(name, kind, rank, targeted, progress):
+def test_values_are_those_of_the_formula(name, kind, rank, targeted, progress, ignored):
     spatial = SHAPES[rank]
     objective = OBJECTIVES[name](decision_of(kind), targeted=targeted)
     if objective.voxels_only and not spatial:
         pytest.skip("compares regions")
-    logits, target, valid = example(kind, spatial)
+    logits, target, valid = example(kind, spatial, ignored=ignored)
     values = objective(logits, target, valid=valid, progress=progress)
     assert values.shape == (3,)
     for i in range(3):
         flat = (3, -1) if kind == "labels" else (-1,)
         z, t, ok = (part[i].numpy() for part in (logits, target, valid))
-        z, t, ok = z.reshape(3, -1), t.reshape(flat), ok.reshape(flat)
+        z, t, ok = z.reshape(len(z), -1), t.reshape(flat), ok.reshape(flat)
         assert float(values[i]) == pytest.approx(expected(name, kind, z, t, ok, targeted, progress), abs=1e-12)
 
 
@@ -204,7 +207,7 @@ DETACHED = {SegPGD, CosPGD, MaskedCrossEntropy, MaskedSpherical}
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("kind", ["classes", "labels"])
+@pytest.mark.parametrize("kind", CHANNELS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name, kind, targeted):
     objective = OBJECTIVES[name](decision_of(kind), targeted=targeted)
@@ -218,7 +221,7 @@ def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name,
         total = 0.0
         for i in range(2):
             flat = (3, -1) if kind == "labels" else (-1,)
-            now, base = (array[i].reshape(3, -1) for array in (z, logits.numpy()))
+            now, base = (array[i].reshape(array.shape[1], -1) for array in (z, logits.numpy()))
             ti, oki = t[i].reshape(flat), ok[i].reshape(flat)
             if type(objective) not in DETACHED:
                 total += expected(name, kind, now, ti, oki, targeted, 0.4)
@@ -244,7 +247,7 @@ def test_gradients_are_those_of_finite_differences_with_weights_held_fixed(name,
     assert np.abs(numeric).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels"])
+@pytest.mark.parametrize("kind", CHANNELS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_cases_are_independent_and_ignored_voxels_have_no_gradient(name, kind):
     objective = OBJECTIVES[name](decision_of(kind))
@@ -259,7 +262,7 @@ def test_cases_are_independent_and_ignored_voxels_have_no_gradient(name, kind):
     assert float(alone) == pytest.approx(float(values[1].detach()), abs=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels"])
+@pytest.mark.parametrize("kind", CHANNELS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_case_without_valid_voxels_is_worth_nothing(name, kind):
     logits, target, valid = example(kind, SHAPES["2D"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medadv.decisions import Decision, Multiclass
+from medadv.metrics import voxels_in
 
 View = Callable[[Tensor], Tensor]
 
@@ -77,10 +78,18 @@ class Objective(ABC):
         return -1.0 if self.targeted else 1.0
 
 
+def log_odds(output: Tensor) -> Tensor:
+    """Logits ``(N, 2, *S)`` of two classes that exclude each other -> logit of the second, ``(N, *S)``."""
+    first, second = output.unbind(1)  # the gradient of this is one copy, that of two indices four
+    return second - first
+
+
 def per_voxel_cross_entropy(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy like ``target``: softmax over classes, or binary per label."""
     if isinstance(decision, Multiclass):
-        return F.cross_entropy(output, target, reduction="none")
+        if decision.channels > 2:
+            return F.cross_entropy(output, target, reduction="none")
+        output = log_odds(output)  # the same number at half the cost
     return F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
 
 
@@ -104,7 +113,10 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``values`` over the valid entries of each case ``(N, ...) -> (N,)``; 0 for a case without any."""
     if values.ndim == 1:
         return values * valid
-    return (values * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+    count = voxels_in(valid, 1)
+    if bool((count < valid[0].numel()).any()):  # a product with a mask is slow on a CPU, and so is its gradient
+        values = values * valid
+    return values.flatten(1).sum(1) / count.clamp(min=1)
 
 
 def agrees(decision: Decision, output: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
-from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
+from medadv.metrics import voxels_in
+from medadv.objectives.base import Objective, agrees, log_odds, mean_over_valid, per_voxel_cross_entropy
 
 
 class CrossEntropy(Objective):
@@ -31,11 +32,16 @@ def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
     Multiclass: ``z_t - max_{k != t} z_k``; Multilabel: ``(2 t - 1)(z - logit(threshold))`` per label.
     """
     if isinstance(decision, Multilabel):
-        return (2 * target - 1) * (output - decision.logit_threshold(output))
+        return _signs(output, target) * (output - decision.logit_threshold(output))
     if decision.channels == 2:  # the other class is known
-        return (2 * target - 1) * (output[:, 1] - output[:, 0])
+        return _signs(output, target) * log_odds(output)
     own = output.gather(1, target[:, None])[:, 0]
     return own - output.masked_fill(decision.one_hot(target), -torch.inf).amax(1)
+
+
+def _signs(output: Tensor, target: Tensor) -> Tensor:
+    """1 where the target is 1, -1 where it is 0, in the type of the output."""
+    return target.to(output.dtype).mul_(2).sub_(1)
 
 
 class Margin(Objective):
@@ -169,23 +175,26 @@ class SoftDice(Objective):
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        p = select_channels(self.decision.probabilities(output), channels) * mask
-        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels) & mask, mask)
+        p = select_channels(self.decision.probabilities(output), channels)
+        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels), mask)
 
 
 def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """One minus Dice over the present classes plus the share claimed of the absent ones (see :class:`SoftDice`).
 
     Args:
-        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``; 0 where it does not count.
-        y: bool reference ``(N, K, *S)``; False where it does not count.
-        mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
+        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``.
+        y: bool reference ``(N, K, *S)``.
+        mask: where they count, ``(N, K, *S)`` or ``(N, 1, *S)``.
     """
-    p, y = p.flatten(2), y.flatten(2)
+    count = voxels_in(mask, 2)
+    if bool((count < mask[0, 0].numel()).any()):
+        p, y = p * mask, y & mask
+    p, y = p.flatten(2), y.flatten(2).to(p.dtype)  # a product with bool, and its gradient, are slow on a CPU
     size, mass = y.sum(2), p.sum(2)
     present = size > 0
     dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-    claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+    claimed = mass / count.clamp(min=1)
     missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
     invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
     return missed + invented

@@ -66,8 +66,7 @@ class OneOrgan(Objective):
         if not channels:
             return p.new_zeros(len(p))
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        y = self.decision.one_hot(target, channels) & mask
-        return dice_disagreement(select_channels(p, channels) * mask, y, mask)
+        return dice_disagreement(select_channels(p, channels), self.decision.one_hot(target, channels), mask)
 
 
 class TowardsMask(DiceCE):
