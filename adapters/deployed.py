@@ -39,6 +39,7 @@ class DeployedModel(nn.Module):
         head: Head = None,
     ) -> None:
         super().__init__()
+        self.training = network.training  # one mode for all, else every attack has to switch all layers
         if _detaches_statistics(input_transform):
             warnings.warn(
                 "MONAI's NormalizeIntensity treats the image's mean and standard deviation as constants in the "
@@ -95,6 +96,7 @@ class ModelView(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.training = model.training  # as above
         self.deployed = model
 
     @property

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from medadv.decisions import Decision, Multiclass
 from medadv.intensities import Intensity
 from medadv.problem import chain
-from medadv.victims import Features, Loss, Passes, Victim, left_as_found, logits_in, victim_of
+from medadv.victims import Features, Loss, Passes, Victim, at_inference, logits_in, victim_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -79,8 +79,7 @@ class WrappedVictim:
         with ExitStack() as stack:
             stack.enter_context(self.inner.attacked())
             for module in self._modules:
-                stack.enter_context(left_as_found(module))
-                module.eval()
+                stack.enter_context(at_inference(module))
             yield
 
 

@@ -129,6 +129,24 @@ def test_attacks_see_inference_mode_and_nothing_stays():
     assert all(m.training for m in net.modules()) and not net.norm.running_mean.any()
 
 
+def test_a_layer_in_training_mode_is_switched_and_switched_back():
+    net = Net(2, 2, voxels=False).eval()
+    net.norm.train()
+    with ModuleVictim(net, Multilabel(2), Intensity(0, 1), segments=False).attacked():
+        assert not any(m.training for m in net.modules())
+    assert net.norm.training and sum(m.training for m in net.modules()) == 1
+
+
+def test_left_as_found_restores_each_of_several_buffers_of_one_shape():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(4))
+    net.append(net[0])  # a layer used twice
+    kept = [b.clone() for b in net.buffers()]
+    with left_as_found(net):
+        net[1].running_var.fill_(torch.nan)
+        net[2].num_batches_tracked += 1
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), kept, strict=True))
+
+
 def test_left_as_found_restores_buffers_in_place():
     net = Net(2, 2, voxels=False)
     mean = net.norm.running_mean
