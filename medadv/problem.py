@@ -60,11 +60,15 @@ class Best:
         better = ((other.badness > badness) | ((other.badness == badness) & (other.loss > loss))).nonzero()[:, 0]
         if not len(better):
             return
+        every = rows is None and len(better) == len(badness)
         place = better if rows is None else rows[better]
         for name in ("x", "badness", "loss", "theta"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None:
-                mine.index_copy_(0, place, theirs[better])
+                if every:
+                    mine.copy_(theirs)
+                else:
+                    mine.index_copy_(0, place, theirs[better])
 
 
 class Problem:

@@ -280,8 +280,8 @@ class CatalogueAttack(EvasionAttack, ABC):
         """The guarantees on what is returned: finite, in range, unchanged outside the mask, in the threat set."""
         found = solution.x
         low, high = self.victim.intensity.bounds(found)
-        right = found.shape == batch.x.shape and found.dtype == batch.x.dtype and bool(found.isfinite().all())
-        right = right and bool(((found >= low) & (found <= high)).all())
+        right = found.shape == batch.x.shape and found.dtype == batch.x.dtype
+        right = right and bool(torch.minimum(found - low, high - found).amin() >= 0)  # False also for NaN
         right = right and (batch.mask is None or bool((found == batch.x)[~batch.mask].all()))
         if not right or (solution.inside is not None and not bool(solution.inside.all())):
             raise RuntimeError(
