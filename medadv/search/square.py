@@ -10,7 +10,7 @@ from torch import Tensor
 from medadv.numbers import is_finite
 from medadv.search.random_search import RandomSearch, Walk
 from medadv.search.windows import Region, Windows, alike, twin_pyramids
-from medadv.threats import CaseRandom, L2Ball, LpBall, Threat, case_norm, per_case
+from medadv.threats import CaseRandom, L2Ball, LpBall, Threat, case_norm, chosen, per_case
 
 CHUNK = 64  # steps whose random numbers are drawn at once
 # queries, of a budget of 10000, after which the windows shrink by half
@@ -147,7 +147,7 @@ class SquareL2Walk(SquareWalk):
         place, source = (self.region.corners(draws[:, a : a + dims], sides) for a in (0, dims))
         axes = (draws[:, 2 * dims] * dims).to(torch.int64)
         signs = (2.0 * (draws[:, 2 * dims + 1 :] >= 0.5) - 1).to(self.theta)
-        moved = self.theta / self.threat.weights
+        moved = self.theta / self.threat.weights if isinstance(self.threat.weights, Tensor) else self.theta.clone()
         spare = (self.threat.radius**2 - case_norm(moved, dtype=torch.float64) ** 2).clamp(min=0).to(moved.dtype)
         for rows, size in alike(sides):
             windows, emptied = (Windows(rows, corner[rows], size, moved) for corner in (place, source))
@@ -162,7 +162,7 @@ class SquareL2Walk(SquareWalk):
         return self._proposal
 
     def settle(self, better: Tensor) -> None:
-        self.theta = torch.where(per_case(better, self.theta), self._proposal, self.theta)
+        self.theta = chosen(better, self._proposal, self.theta)
 
 
 def _norms(windows: Tensor) -> Tensor:
@@ -181,7 +181,9 @@ def on_sphere(threat: LpBall, moved: Tensor) -> Tensor:
     """
     length = case_norm(moved, dtype=torch.float64).clamp(min=torch.finfo(moved.dtype).tiny)
     reached = threat.radius * (1 - 8 * torch.finfo(moved.dtype).eps)
-    theta = moved * per_case(reached / length, moved).to(moved.dtype) * threat.weights
+    theta = moved * per_case(reached / length, moved).to(moved.dtype)
+    if isinstance(threat.weights, Tensor):
+        theta = theta * threat.weights
     return theta.clamp(threat.least, threat.most)
 
 
