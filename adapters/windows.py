@@ -2,123 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices, get_valid_patch_size
 from monai.inferers import SliceInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
-from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medadv.adapters.deployed import DeployedModel
+from medadv.adapters.window_geometry import Windows
 from medadv.decisions import Decision
 from medadv.intensities import Intensity
 from medadv.victims import Loss, ModuleVictim
 
 Predictor = Callable[[Tensor], Tensor]
 WINDOW_MEMORY = 2 * 1024**3
-Place = tuple[slice, ...]
-_ALL = slice(None)
 _EXACT = (SlidingWindowInferer, SlidingWindowInfererAdapt, SliceInferer)
-
-
-class Windows:
-    """Where the windows of an inferer lie in a batch of images, and how their logits are blended.
-
-    The geometry is that of MONAI's ``sliding_window_inference``: images smaller than a window are padded on both sides,
-    windows overlap by a share of their side, the last one of an axis is moved back inside, and logits are the mean of
-    all windows weighted by an importance map.
-
-    Args:
-        inferer: a sliding-window inferer of MONAI.
-        like: images ``(N, C, *S)``.
-
-    Attributes:
-        groups: the windows that run together, each as an index into ``(N, K, *P)``.
-        importance: weight of each voxel of a window, ``(1, 1, *R)``.
-        weights: sum of the importance of all windows over each voxel of a padded image, ``(1, 1, *P)``.
-    """
-
-    def __init__(self, inferer: SlidingWindowInferer, like: Tensor) -> None:
-        sides = tuple(like.shape[2:])
-        dims = len(sides)
-        self.window = tuple(fall_back_tuple(inferer.roi_size, sides))
-        self.padded = tuple(max(pair) for pair in zip(sides, self.window, strict=True))
-        before = [(wide - side) // 2 for wide, side in zip(self.padded, sides, strict=True)]
-        self.inside = (_ALL, _ALL, *(slice(b, b + side) for b, side in zip(before, sides, strict=True)))
-        self.padding = [
-            part for b, wide, side in reversed(list(zip(before, self.padded, sides, strict=True)))
-            for part in (b, wide - side - b)
-        ]  # fmt: skip
-        self.mode, self.fill = str(getattr(inferer.padding_mode, "value", inferer.padding_mode)), inferer.cval
-        strides = [
-            side if side == wide else max(int(side * (1 - overlap)), 1)
-            for side, wide, overlap in zip(
-                self.window, self.padded, ensure_tuple_rep(inferer.overlap, dims), strict=True
-            )
-        ]
-        places = dense_patch_slices(self.padded, self.window, strides)
-        windows: list[Place] = [(slice(case, case + 1), _ALL, *place) for case in range(len(like)) for place in places]
-        size = inferer.sw_batch_size
-        self.groups = [windows[first : first + size] for first in range(0, len(windows), size)]
-        self.importance = self._importance(inferer, like)
-        self.weights = like.new_zeros(1, 1, *self.padded)
-        self.add(self.weights, windows[: len(places)], [self.importance] * len(places))
-
-    def _importance(self, inferer: SlidingWindowInferer, like: Tensor) -> Tensor:
-        # what the inferer has computed beforehand, it uses
-        known = inferer.roi_weight_map if get_valid_patch_size(self.padded, self.window) == self.window else None
-        if known is None:
-            known = compute_importance_map(
-                self.window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
-            )
-        known = torch.as_tensor(known).to(like)
-        return known[None, None] if known.ndim == len(self.window) else known
-
-    def pad(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, *S)`` made at least as large as a window, differentiable."""
-        if not any(self.padding):
-            return images
-        value = self.fill if self.mode == "constant" else None
-        return F.pad(images, self.padding, mode=self.mode, value=value)
-
-    def unpad(self, padded: Tensor, images: Tensor) -> Tensor:
-        """The gradient to images of which ``padded`` is that to :meth:`pad`."""
-        if not any(self.padding):
-            return padded
-        leaf = images.detach().requires_grad_()
-        with torch.enable_grad():
-            return torch.autograd.grad(self.pad(leaf), leaf, padded)[0]
-
-    def spread(self, grad: Tensor) -> Tensor:
-        """The gradient to ``(N, K, *P)`` of which ``grad`` is what lies inside the images."""
-        if not any(self.padding):
-            return grad
-        wide = grad.new_zeros(*grad.shape[:2], *self.padded)
-        wide[self.inside] = grad
-        return wide
-
-    def shares(self, group: Sequence[Place]) -> Tensor:
-        """How much each voxel of the windows of a group counts in the blended logits, ``(B, 1, *R)``."""
-        places: list[Place] = [(_ALL, *place[1:]) for place in group]
-        return self.importance / self.cut(self.weights, places)
-
-    @staticmethod
-    def cut(padded: Tensor, group: Sequence[Place]) -> Tensor:
-        """The windows of a group out of ``(N, K, *P)``, as a batch ``(B, K, *R)``."""
-        return torch.cat([padded[place] for place in group])
-
-    @staticmethod
-    def add(padded: Tensor, group: Sequence[Place], windows: Sequence[Tensor]) -> None:
-        """Adds windows ``(1, K, *R)`` to ``(N, K, *P)`` where they belong."""
-        for place, window in zip(group, windows, strict=True):
-            padded[place] += window
 
 
 @dataclass
@@ -162,11 +65,15 @@ class _Blended(torch.autograd.Function):
         ctx.windows, ctx.predict, ctx.exact, ctx.images = windows, predict, exact, images
         ctx.kept, ctx.proof = {}, None
         padded = windows.pad(images)
-        blended, spare, size = images.new_zeros(0), exact.memory, 1
+        blended, spare, size = images.new_zeros(0), exact.memory, 0
         for number, group in enumerate(windows.groups):
             leaf = windows.cut(padded, group)
-            if spare >= size:
-                logits, size = _with_graph(predict, leaf)
+            if spare >= max(size, 1):
+                if size:
+                    with torch.enable_grad():
+                        logits = predict(leaf.requires_grad_())
+                else:  # the groups after the first are not larger
+                    logits, size = _measured(predict, leaf)
                 ctx.kept[number], spare = (leaf, logits), spare - size
             else:
                 with torch.no_grad():
@@ -189,15 +96,15 @@ class _Blended(torch.autograd.Function):
         ctx.exact.forward_passes += len(ctx.kept) < len(windows.groups)
         for number, group in enumerate(windows.groups):
             leaf, logits = ctx.kept.pop(number, None) or _again(ctx, number, windows.cut(padded, group))
-            weighed = windows.cut(grad, group) * windows.shares(group)
             if not logits.requires_grad:  # cut off from the image: no direction, and attacks tell so
                 return torch.full_like(ctx.images, torch.nan), None, None, None
-            windows.add(found, group, torch.autograd.grad(logits, leaf, weighed)[0].split(1))
+            (inward,) = torch.autograd.grad(logits, leaf, windows.weighed(grad, group))
+            windows.add(found, group, inward.split(1))
         return windows.unpad(found, ctx.images), None, None, None
 
 
-def _with_graph(predict: Predictor, leaf: Tensor) -> tuple[Tensor, int]:
-    """Logits with their graph, and the bytes it holds beside the weights and the windows."""
+def _measured(predict: Predictor, leaf: Tensor) -> tuple[Tensor, int]:
+    """Logits with their graph, and the bytes that are held with them beside the weights and the windows."""
     held: dict[int, int] = {}
 
     def see(tensor: Tensor) -> Tensor:
@@ -207,7 +114,7 @@ def _with_graph(predict: Predictor, leaf: Tensor) -> tuple[Tensor, int]:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
         logits = predict(leaf.requires_grad_())
-    return logits, sum(held.values())
+    return logits, sum(held.values()) + logits.nbytes
 
 
 def _again(ctx: Any, number: int, leaf: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,6 +151,7 @@ class WindowedVictim(ModuleVictim):
         >>> from monai.inferers import SlidingWindowInferer
         >>> from medadv import Intensity, Multiclass
         >>> from medadv.adapters.deployed import DeployedModel
+    from medadv.adapters.window_geometry import Windows
         >>> net = torch.nn.Conv2d(1, 2, 3, padding=1)
         >>> model = DeployedModel(net, channels=2, segments=True, inferer=SlidingWindowInferer((8, 8), overlap=0.5))
         >>> victim = WindowedVictim(model.eval(), Multiclass(2), Intensity(0, 1), segments=True, memory=0)

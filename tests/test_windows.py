@@ -12,7 +12,8 @@ from torch import nn
 from medadv import Intensity, Multiclass
 from medadv.adapters import MonaiSegmenter
 from medadv.adapters.deployed import DeployedModel
-from medadv.adapters.windows import WindowedVictim, Windows, sliding_inferer_of
+from medadv.adapters.window_geometry import Windows
+from medadv.adapters.windows import WindowedVictim, sliding_inferer_of
 from medadv.attacks import create
 from medadv.objectives import SoftDice
 from medadv.victims import ModuleVictim

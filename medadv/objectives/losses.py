@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
+from medadv.objectives.slabs import summed_in_slabs
 
 
 class CrossEntropy(Objective):
@@ -22,7 +23,13 @@ class CrossEntropy(Objective):
     """
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
+        if output.ndim == 2:
+            return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
+        total = summed_in_slabs(self._total, output, target, valid)
+        return self.sign * total / valid.flatten(1).sum(1).clamp(min=1)
+
+    def _total(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        return (per_voxel_cross_entropy(self.decision, output, target) * valid).flatten(1).sum(1)
 
 
 def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
@@ -167,10 +174,13 @@ class SoftDice(Objective):
     voxels_only = True
 
     def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        return self.sign * disagreement_of(summed_in_slabs(self._sums, output, target, valid))
+
+    def _sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
         p = select_channels(self.decision.probabilities(output), channels) * mask
-        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels) & mask, mask)
+        return overlap_sums(p, self.decision.one_hot(target, channels) & mask, mask)
 
 
 def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -181,13 +191,23 @@ def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         y: bool reference ``(N, K, *S)``; False where it does not count.
         mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
     """
+    return disagreement_of(overlap_sums(p, y, mask))
+
+
+def overlap_sums(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """What :func:`dice_disagreement` is made of: sums over voxels of ``p y``, ``p``, ``y``, ``mask``; ``(N, 4, K)``."""
     p, y = p.flatten(2), y.flatten(2)
-    size, mass = y.sum(2), p.sum(2)
+    overlap, mass, size = (p * y).sum(2), p.sum(2), y.sum(2).to(p.dtype)
+    return torch.stack([overlap, mass, size, mask.flatten(2).sum(2).to(p.dtype).expand_as(size)], 1)
+
+
+def disagreement_of(sums: Tensor) -> Tensor:
+    """:func:`dice_disagreement` of :func:`overlap_sums`."""
+    overlap, mass, size, count = sums.unbind(1)
     present = size > 0
-    dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-    claimed = mass / mask.flatten(2).sum(2).clamp(min=1)
+    dice = 2 * overlap / (mass + size).clamp(min=torch.finfo(sums.dtype).tiny)
     missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
-    invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+    invented = (mass / count.clamp(min=1) * ~present).sum(1) / (~present).sum(1).clamp(min=1)
     return missed + invented
 
 
