@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices, get_valid_patch_size
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,10 +31,13 @@ class Windows:
     Attributes:
         groups: the windows that run together, each as an index into ``(N, K, *P)``.
         importance: weight of each voxel of a window, ``(1, 1, *R)``.
-        weights: sum of the importance of all windows over each voxel of a padded image, ``(1, 1, *P)``.
     """
 
     def __init__(self, inferer: SlidingWindowInferer, like: Tensor) -> None:
+        if isinstance(inferer, SliceInferer):  # as it does itself when it is called
+            slices: Any = inferer
+            slices.roi_size = list(slices.orig_roi_size)
+            slices.roi_size.insert(slices.spatial_dim, 1)
         sides = tuple(like.shape[2:])
         dims = len(sides)
         self.window = tuple(fall_back_tuple(inferer.roi_size, sides))
@@ -54,9 +59,15 @@ class Windows:
         windows: list[Place] = [(slice(case, case + 1), _ALL, *place) for case in range(len(like)) for place in places]
         size = inferer.sw_batch_size
         self.groups = [windows[first : first + size] for first in range(0, len(windows), size)]
+        self._of_one_case = windows[: len(places)]
         self.importance = self._importance(inferer, like)
-        self.weights = like.new_zeros(1, 1, *self.padded)
-        self.add(self.weights, windows[: len(places)], [self.importance] * len(places))
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Sum of the importance of all windows over each voxel of a padded image, ``(1, 1, *P)``."""
+        weights = self.importance.new_zeros(1, 1, *self.padded)
+        self.add(weights, self._of_one_case, [self.importance] * len(self._of_one_case))
+        return weights
 
     def _importance(self, inferer: SlidingWindowInferer, like: Tensor) -> Tensor:
         # what the inferer has computed beforehand, it uses
@@ -95,7 +106,8 @@ class Windows:
         """The gradient to the windows of a group, ``(B, K, *R)``, of that to the blended logits, ``(N, K, *P)``."""
         windows = grad.new_empty(len(group), grad.shape[1], *self.window)
         for window, place in zip(windows.split(1), group, strict=True):
-            torch.div(grad[place], self.weights[(_ALL, *place[1:])], out=window)
+            inside: Place = (_ALL, *place[1:])
+            torch.div(grad[place], self.weights[inside], out=window)
         return windows.mul_(self.importance)
 
     @staticmethod
