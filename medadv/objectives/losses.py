@@ -9,10 +9,10 @@ from torch import Tensor
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.objectives.base import Objective, agrees, mean_over_valid, per_voxel_cross_entropy
-from medadv.objectives.slabs import summed_in_slabs
+from medadv.objectives.slabs import SummedObjective
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(SummedObjective):
     """Mean cross-entropy (arXiv 1412.6572, 1706.06083); binary per label for ``Multilabel``.
 
     Example:
@@ -22,14 +22,14 @@ class CrossEntropy(Objective):
         tensor([0.6931])
     """
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        if output.ndim == 2:
-            return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
-        total = summed_in_slabs(self._total, output, target, valid)
-        return self.sign * total / valid.flatten(1).sum(1).clamp(min=1)
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        losses = per_voxel_cross_entropy(self.decision, output, target)
+        if not bool(valid.all()):  # a product with a mask is slow on a CPU
+            losses = losses * valid
+        return losses.reshape(len(losses), -1).sum(1, keepdim=True)
 
-    def _total(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return (per_voxel_cross_entropy(self.decision, output, target) * valid).flatten(1).sum(1)
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        return self.sign * sums[:, 0] / valid.reshape(len(valid), -1).sum(1).clamp(min=1)
 
 
 def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class CarliniWagner(Objective):
         return mean_over_valid(gained.clamp(max=self.kappa), valid)
 
 
-class SoftDice(Objective):
+class SoftDice(SummedObjective):
     """One minus the soft foreground Dice of each case, with a false-positive term for absent classes.
 
     With p the probabilities, over the foreground classes present in the reference ``1 - 2 sum(p y) / sum(p + y)``, in
@@ -173,36 +173,37 @@ class SoftDice(Objective):
 
     voxels_only = True
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        return self.sign * disagreement_of(summed_in_slabs(self._sums, output, target, valid))
-
-    def _sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
-        p = select_channels(self.decision.probabilities(output), channels) * mask
-        return overlap_sums(p, self.decision.one_hot(target, channels) & mask, mask)
+        p = select_channels(self.decision.probabilities(output), channels)
+        return _overlaps(p, self.decision.one_hot(target, channels), mask).flatten(1)
+
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        return self.sign * _disagreement(sums.unflatten(1, (4, -1)))
 
 
 def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """One minus Dice over the present classes plus the share claimed of the absent ones (see :class:`SoftDice`).
 
     Args:
-        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``; 0 where it does not count.
-        y: bool reference ``(N, K, *S)``; False where it does not count.
-        mask: where it counts, ``(N, K, *S)`` or ``(N, 1, *S)``.
+        p: probabilities, or a hard mask as 0 and 1, ``(N, K, *S)``.
+        y: bool reference ``(N, K, *S)``.
+        mask: where they count, ``(N, K, *S)`` or ``(N, 1, *S)``.
     """
-    return disagreement_of(overlap_sums(p, y, mask))
+    return _disagreement(_overlaps(p, y, mask))
 
 
-def overlap_sums(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """What :func:`dice_disagreement` is made of: sums over voxels of ``p y``, ``p``, ``y``, ``mask``; ``(N, 4, K)``."""
-    p, y = p.flatten(2), y.flatten(2)
-    overlap, mass, size = (p * y).sum(2), p.sum(2), y.sum(2).to(p.dtype)
-    return torch.stack([overlap, mass, size, mask.flatten(2).sum(2).to(p.dtype).expand_as(size)], 1)
+def _overlaps(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Sums over the voxels that count of ``p y``, ``p``, ``y`` and 1, ``(N, 4, K)``."""
+    if not bool(mask.all()):
+        p, y = p * mask, y & mask
+    p, y = p.flatten(2), y.flatten(2).to(p.dtype)  # a product with bool, and its gradient, are slow on a CPU
+    count = mask.flatten(2).sum(2).to(p.dtype)
+    return torch.stack([(p * y).sum(2), p.sum(2), y.sum(2), count.expand(p.shape[:2])], 1)
 
 
-def disagreement_of(sums: Tensor) -> Tensor:
-    """:func:`dice_disagreement` of :func:`overlap_sums`."""
+def _disagreement(sums: Tensor) -> Tensor:
     overlap, mass, size, count = sums.unbind(1)
     present = size > 0
     dice = 2 * overlap / (mass + size).clamp(min=torch.finfo(sums.dtype).tiny)
@@ -211,7 +212,7 @@ def disagreement_of(sums: Tensor) -> Tensor:
     return missed + invented
 
 
-class DiceCE(Objective):
+class DiceCE(SummedObjective):
     """:class:`SoftDice` plus :class:`CrossEntropy`."""
 
     voxels_only = True
@@ -220,9 +221,12 @@ class DiceCE(Objective):
         super().__init__(decision, targeted=targeted)
         self.parts = (SoftDice(decision, targeted=targeted), CrossEntropy(decision, targeted=targeted))
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        dice, cross_entropy = (part(output, target, valid=valid, progress=progress) for part in self.parts)
-        return dice + cross_entropy
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        return torch.cat([part.sums(output, target, valid) for part in self.parts], 1)
+
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        dice, cross_entropy = self.parts
+        return dice.of_sums(sums[:, :-1], valid) + cross_entropy.of_sums(sums[:, -1:], valid)
 
 
 class SegPGD(Objective):

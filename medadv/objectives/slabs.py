@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from medadv.objectives.base import Objective
+
 Sums = Callable[[Tensor, Tensor, Tensor], Tensor]
 LARGE, SLAB = 2**20, 2**18  # logits of a case
+
+
+class SummedObjective(Objective):
+    """An objective that is a function of sums over the voxels, so that a slab of them is enough at a time."""
+
+    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+        return self.of_sums(summed_in_slabs(self.sums, output, target, valid), valid)
+
+    @abstractmethod
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """What it needs of the voxels given, summed over them, ``(N, M)``."""
+
+    @abstractmethod
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        """The objective ``(N,)`` of the sums over all voxels."""
 
 
 def summed_in_slabs(sums: Sums, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
