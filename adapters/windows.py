@@ -116,6 +116,7 @@ class _Blended(torch.autograd.Function):
                 return torch.full_like(ctx.images, torch.nan), None, None, None, None
             (inward,) = torch.autograd.grad(logits, leaf, windows.weighed(grad, group))
             windows.add(found, group, inward.split(1))
+            del leaf, logits, inward  # else they stay while the next group runs
             ctx.told.one_more()
         return windows.unpad(found, ctx.images), None, None, None, None
 
