@@ -10,6 +10,7 @@ import torch
 from art.estimators.pytorch import PyTorchEstimator
 from torch import Tensor, nn
 
+from medadv.adapters.precision import DeployedVictim, search_dtype
 from medadv.decisions import Decision, Multilabel, as_plain_tensor
 from medadv.intensities import Intensity
 from medadv.objectives import Objective, make_objective
@@ -29,11 +30,13 @@ class MonaiEstimator(PyTorchEstimator):
         decision: how logits become a diagnosis.
         intensity: range and unit of the images.
         segments: True if there is one diagnosis per voxel.
+        search_precision: what attacks compute gradients in; None: the network's own.
     """
 
     decision: Decision
     intensity: Intensity
     segments: bool
+    search_precision: str | None
     loss_objective: Objective
     _optimizer: torch.optim.Optimizer | None
     _range_tolerance = _RANGE_TOLERANCE
@@ -50,7 +53,9 @@ class MonaiEstimator(PyTorchEstimator):
 
     def victim(self) -> ModuleVictim:
         """The model as medadv's attacks see it, with a pass counter of its own."""
-        return ModuleVictim(self.model, self.decision, self.intensity, segments=self.segments)
+        return DeployedVictim(
+            self.model, self.decision, self.intensity, segments=self.segments, precision=self._search_dtype
+        )
 
     def check_image_shape(self, shape: tuple[int, ...]) -> None:
         """Refuses images of another rank or number of channels than ``input_shape``."""
@@ -220,10 +225,20 @@ class MonaiEstimator(PyTorchEstimator):
             raise ValueError(f"{len(target)} references for {len(images)} images; give one per case.")
         return target, valid
 
-    def _describe(self, decision: Decision, intensity: Intensity, loss: Any, default: str, *, segments: bool) -> None:
+    def _describe(
+        self,
+        decision: Decision,
+        intensity: Intensity,
+        loss: Any,
+        default: str,
+        *,
+        segments: bool,
+        search_precision: str | None,
+    ) -> None:
         self.decision = decision
         self.intensity = intensity
         self.segments = segments
+        self.search_precision, self._search_dtype = search_precision, search_dtype(search_precision, self.network)
         self.loss_objective = make_objective(default if loss is None else loss, decision, targeted=False)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from medadv.adapters.heads import Head, head_for, logits_of
 
+Predictor = Callable[[Tensor], Tensor]
+
 
 class DeployedModel(nn.Module):
     """What the clinic runs: the only module an attack ever sees.
@@ -54,7 +56,11 @@ class DeployedModel(nn.Module):
         self.inferer = inferer
         self.head = head_for(network, head)
         # how windows are blended where the inferer is not to be asked, see medadv.adapters.windows
-        self.blend: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
+        self.blend: Callable[[Tensor, Predictor], Tensor] | None = None
+        # what is told of each batch of windows that the inferer runs: images and predictor -> predictor
+        self.watch: Callable[[Tensor, Predictor], Predictor] | None = None
+        # the type that the network computes in where its logits are no verdict, see medadv.adapters.precision
+        self.autocast: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         z = self._transformed(x)
@@ -62,8 +68,9 @@ class DeployedModel(nn.Module):
             return self._logits(z)
         if self.blend is not None:
             return self.blend(z, self._logits)
+        predict = self._logits if self.watch is None else self.watch(z, self._logits)
         # MONAI's sliding window scales the predictor's output in place, which autograd refuses for some last layers
-        output = self.inferer(z, lambda window: self._logits(window).clone())
+        output = self.inferer(z, lambda window: predict(window).clone())
         return logits_of(output, self.channels, tuple(x.shape[2:]) if self.segments else ())
 
     def _transformed(self, x: Tensor) -> Tensor:
@@ -77,7 +84,11 @@ class DeployedModel(nn.Module):
 
     def _logits(self, z: Tensor) -> Tensor:
         spatial = tuple(z.shape[2:]) if self.segments else ()
-        return logits_of(self.network(z), self.channels, spatial, self.head)
+        if self.autocast is None:
+            return logits_of(self.network(z), self.channels, spatial, self.head)
+        with torch.autocast(z.device.type, self.autocast):
+            output = self.network(z)
+        return logits_of(output, self.channels, spatial, self.head).to(z.dtype)
 
 
 def _detaches_statistics(transform: Any) -> bool:
@@ -85,6 +96,11 @@ def _detaches_statistics(transform: Any) -> bool:
     if isinstance(transform, Compose):
         return any(_detaches_statistics(part) for part in transform.transforms)
     return isinstance(transform, NormalizeIntensity) and (transform.subtrahend is None or transform.divisor is None)
+
+
+def deployed_in(module: nn.Module) -> DeployedModel:
+    """The deployed model itself, out of it or a view of it."""
+    return next(part for part in module.modules() if isinstance(part, DeployedModel))
 
 
 class ModelView(nn.Module):

@@ -49,6 +49,8 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
         input_transform: windowing or normalisation that belongs to the model (differentiable).
         head: index, key or function that picks the logits where the network's output does not tell.
         device: default: where the network is.
+        search_precision: ``"bfloat16"``: attacks compute gradients in it, by autocast, while what scores images and
+            decides which is kept stays in float32. Faster on hardware made for it. None: the network's own.
 
     Raises:
         ValueError, TypeError: arguments that don't fit each other; the message says which.
@@ -74,6 +76,7 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
         input_transform: Callable[[Any], Any] | None = None,
         head: Head = None,
         device: torch.device | str | None = None,
+        search_precision: str | None = None,
     ) -> None:
         check_input_shape(input_shape)
         model: nn.Module = DeployedModel(
@@ -101,7 +104,7 @@ class MonaiClassifier(MonaiEstimator, PyTorchClassifier):
         )
         self._device = place
         self._model.to(place)
-        self._describe(decision, intensity, loss, "ce", segments=False)
+        self._describe(decision, intensity, loss, "ce", segments=False, search_precision=search_precision)
 
     @staticmethod
     def _two_classes(model: nn.Module, decision: Multilabel, loss: Any) -> tuple[nn.Module, Multiclass]:
@@ -208,6 +211,7 @@ class DenseEstimator(MonaiEstimator):
         input_transform: Callable[[Any], Any] | None = None,
         head: Head = None,
         device: torch.device | str | None = None,
+        search_precision: str | None = None,
         segments: bool,
     ) -> None:
         check_input_shape(input_shape)
@@ -230,7 +234,8 @@ class DenseEstimator(MonaiEstimator):
         self._device = place
         self._input_shape = tuple(input_shape)
         self._optimizer = optimizer
-        self._describe(decision, intensity, loss, "dicece" if segments else "ce", segments=segments)
+        default = "dicece" if segments else "ce"
+        self._describe(decision, intensity, loss, default, segments=segments, search_precision=search_precision)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -261,8 +266,8 @@ class MonaiMultilabelClassifier(DenseEstimator):
         network: images -> logits ``(N, num_labels)``.
         input_shape: ``(C, H, W)`` or ``(C, H, W, D)``.
         decision: ``Multilabel``.
-        intensity, loss, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`; the default
-            loss is binary cross-entropy.
+        intensity, loss, optimizer, inferer, input_transform, head, device, search_precision: as in
+            :class:`MonaiClassifier`; the default loss is binary cross-entropy.
 
     Example:
         >>> import numpy as np, torch
@@ -316,7 +321,7 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         network: images ``(N, C_in, *S)`` -> logits ``(N, C, *S)``.
         input_shape: ``(C_in, H, W)`` or ``(C_in, H, W, D)``.
         decision: ``Multiclass(n, background=0)`` for a softmax, ``Multilabel(n)`` for sigmoids.
-        intensity, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`.
+        intensity, optimizer, inferer, input_transform, head, device, search_precision: as in :class:`MonaiClassifier`.
         loss: MONAI or torch loss; default: soft foreground Dice per case plus cross-entropy.
         window_memory: with a sliding-window inferer, bytes of activations that an attack may keep; windows beyond it
             run twice (:class:`~medadv.adapters.windows.WindowedVictim`).
@@ -351,7 +356,10 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         """The model as medadv's attacks see it; windows of a sliding-window inferer are differentiated one by one."""
         if sliding_inferer_of(self.model) is None:
             return super().victim()
-        return WindowedVictim(self.model, self.decision, self.intensity, segments=True, memory=self.window_memory)
+        return WindowedVictim(
+            self.model, self.decision, self.intensity, segments=True, memory=self.window_memory,
+            precision=self._search_dtype,
+        )  # fmt: skip
 
     def as_classifier(
         self,

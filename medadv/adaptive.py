@@ -61,6 +61,11 @@ class WrappedVictim:
         return getattr(self.inner, "runs", 1)
 
     @property
+    def approximate(self) -> bool:
+        """True if outputs that come with a gradient are no verdict."""
+        return getattr(self.inner, "approximate", False)
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.inner.device

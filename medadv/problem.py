@@ -84,8 +84,12 @@ class Problem:
             the larger loss; ``"loss"``: the largest loss; ``"last"``: the end point of the search.
         image_terms: functions ``(x_adv, x) -> (N,)`` of the image alone that are added to the objective.
 
+    A victim may be ``approximate``: what comes with its gradients (in half precision, say) is no verdict. Then the
+    first image and those looked at without gradient, such as the last of every run, are judged by its logits; of all
+    others only the one that seems best, for each case, and only once :attr:`best` is asked for. So at least two
+    forward passes are added to a search, and nothing that is kept, or told of it, is approximate.
+
     Attributes:
-        best: the images kept so far.
         undirected: cases whose gradient was not finite at some step, ``(N,)`` bool.
         queries: how often the model was asked about each case, ``(N,)`` int64.
     """
@@ -109,7 +113,9 @@ class Problem:
         self.valid = valid
         self.keep = keep
         self.image_terms = tuple(image_terms)
-        self.best: Best | None = None
+        self._best: Best | None = None
+        self._unjudged: Best | None = None
+        self._approximate = getattr(victim, "approximate", False)
         self.undirected = torch.zeros(len(target), dtype=torch.bool, device=target.device)
         self.queries = torch.zeros(len(target), dtype=torch.int64)
         self._runs = getattr(victim, "runs", 1)  # of the deployed model per look
@@ -137,11 +143,36 @@ class Problem:
             output, loss, image_grad = self._differentiate(x_adv, target, valid, progress, through)
             image_grad = image_grad if term_grad is None else image_grad + term_grad
             gradient = self.threat.pullback(theta, self._usable(image_grad))
-        if not grad or (through is not None and self.keep != "last"):
-            output = self.victim.logits(x_adv)
-            self.queries += self._runs
-            loss = self.objective(output, target, valid=valid, progress=progress, **self._others(x_adv))
+        first = self._approximate and self._best is None
+        judged = not grad or (self.keep != "last" and (through is not None or first))
+        if judged:
+            output, loss = self._look(x_adv, target, valid, progress)
         assert output is not None and loss is not None
+        seen = self._ranked(x_adv, theta, output, loss, term, target, valid)
+        if self.keep != "last":
+            if judged or not self._approximate:
+                self._best = _better(self._best, seen)
+            else:
+                self._unjudged = _better(self._unjudged, seen)
+        return Evaluation(seen.loss, gradient, seen.badness)
+
+    def _look(self, x_adv: Tensor, target: Tensor, valid: Tensor, progress: float) -> tuple[Any, Tensor]:
+        """Output and objective without a gradient."""
+        output = self.victim.logits(x_adv)
+        self.queries += self._runs
+        return output, self.objective(output, target, valid=valid, progress=progress, **self._others(x_adv))
+
+    def _ranked(
+        self,
+        x_adv: Tensor,
+        theta: Tensor,
+        output: Any,
+        loss: Tensor,
+        term: Tensor | None,
+        target: Tensor,
+        valid: Tensor,
+    ) -> Best:
+        """Images with the values that they are ranked by."""
         logits = logits_in(output)
         if self.monitor is not self.objective:
             loss = self.monitor(logits, target, valid=valid)
@@ -149,9 +180,23 @@ class Problem:
         badness = torch.zeros_like(loss)
         if self.keep == "score":
             badness = self.objective.badness(logits, target, valid)
-        if self.keep != "last":
-            self._keep(Best(x_adv, badness, loss, theta if self.threat.parametric else None))
-        return Evaluation(loss, gradient, badness)
+        return Best(x_adv, badness, loss, theta if self.threat.parametric else None)
+
+    @property
+    def best(self) -> Best | None:
+        """The images kept so far."""
+        if self._unjudged is not None:
+            seen, self._unjudged = self._unjudged, None
+            theta = seen.x - self.threat.x if seen.theta is None else seen.theta
+            target, valid = self.threat.apply_target(theta, self.target, self.valid)
+            output, loss = self._look(seen.x, target, valid, 1.0)
+            term, _ = self._image_term(seen.x, False)
+            self._best = _better(self._best, self._ranked(seen.x, theta, output, loss, term, target, valid))
+        return self._best
+
+    @best.setter
+    def best(self, best: Best | None) -> None:
+        self._best = best
 
     def _differentiate(
         self, x_adv: Tensor, target: Tensor, valid: Tensor, progress: float, through: Through | None
@@ -202,19 +247,13 @@ class Problem:
         else:
             self.evaluate(theta, progress=1.0, grad=False)
 
-    def _keep(self, seen: Best) -> None:
-        if self.best is None:
-            kept = (seen.x, seen.badness, seen.loss, seen.theta)
-            self.best = Best(*[None if value is None else value.clone() for value in kept])  # type: ignore[arg-type]
-        else:
-            self.best.update(seen)
-
     @property
     def unfinished(self) -> Tensor:
         """Rows of the cases whose best image is not at the floor of the hard score yet."""
-        if self.best is None or self.keep != "score":
+        best = self.best
+        if best is None or self.keep != "score":
             return torch.arange(len(self.target))
-        return (self.best.badness < self.objective.floor).nonzero()[:, 0].cpu()
+        return (best.badness < self.objective.floor).nonzero()[:, 0].cpu()
 
     def subset(self, rows: Tensor) -> Problem:
         """The same problem for some of the cases; :meth:`merge` brings back what it finds."""
@@ -225,10 +264,11 @@ class Problem:
 
     def merge(self, rows: Tensor, part: Problem) -> None:
         """Takes over the better images, and the counts, of a :meth:`subset`."""
+        best, found = self.best, part.best
+        if best is not None and found is not None:
+            best.update(found, rows.to(self.target.device))
         self.queries[rows] += part.queries
         self.undirected[rows] |= part.undirected
-        if self.best is not None and part.best is not None:
-            self.best.update(part.best, rows.to(self.target.device))
 
     def widened(self, factor: float) -> Problem:
         """The same problem in a ball of ``factor`` times the radius; none of its images counts, only its thetas."""
@@ -243,6 +283,15 @@ class Problem:
         """Adds what another problem of the same cases asked of the model."""
         self.queries += other.queries
         self.undirected |= other.undirected
+
+
+def _better(best: Best | None, seen: Best) -> Best:
+    """``best`` after taking over what is better of ``seen``; a copy of ``seen`` where there is none."""
+    if best is None:
+        kept = (seen.x, seen.badness, seen.loss, seen.theta)
+        return Best(*[None if value is None else value.clone() for value in kept])  # type: ignore[arg-type]
+    best.update(seen)
+    return best
 
 
 def chain(function: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:

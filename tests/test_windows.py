@@ -12,7 +12,8 @@ from torch import nn
 from medadv import Intensity, Multiclass
 from medadv.adapters import MonaiSegmenter
 from medadv.adapters.deployed import DeployedModel
-from medadv.adapters.windows import WindowedVictim, Windows, sliding_inferer_of
+from medadv.adapters.window_geometry import Windows
+from medadv.adapters.windows import WindowedVictim, sliding_inferer_of
 from medadv.attacks import create
 from medadv.objectives import SoftDice
 from medadv.victims import ModuleVictim
@@ -221,7 +222,7 @@ def test_a_network_cut_off_from_the_image_has_no_direction():
 )
 def test_what_is_no_plain_sliding_window_is_left_to_monai(inferer):
     estimator = MonaiSegmenter(Awkward(2), (1, 16, 16), decision=DECISION, inferer=inferer)
-    assert sliding_inferer_of(estimator.model) is None and type(estimator.victim()) is ModuleVictim
+    assert sliding_inferer_of(estimator.model) is None and not isinstance(estimator.victim(), WindowedVictim)
 
 
 @pytest.mark.parametrize("memory", [0, ALL_KEPT])
@@ -246,3 +247,73 @@ def test_attacks_go_through_the_windows(memory):
 def test_memory_must_be_a_whole_number_of_bytes(value):
     with pytest.raises((ValueError, TypeError), match="window_memory"):
         MonaiSegmenter(Awkward(2), (1, 16, 16), decision=DECISION, window_memory=value)
+
+
+@pytest.mark.parametrize("memory", [0, ALL_KEPT])
+def test_it_is_told_how_far_a_look_has_come(memory):
+    x, y = picture((12, 12))
+    inferer = SlidingWindowInferer((8, 8), overlap=0.5, sw_batch_size=3)
+    groups = len(Windows(inferer, x).groups)
+    ours, theirs = victims(inferer, 2, memory=memory)
+    told = []
+    ours.on_windows = lambda done, total: told.append((done, total))
+    assert torch.equal(ours.logits(x), theirs.logits(x))
+    assert told == [(done, groups) for done in range(1, groups + 1)]
+    told.clear()
+    check_equal(ours, theirs, x, y)
+    assert told == [(done, 2 * groups) for done in range(1, 2 * groups + 1)]
+
+
+def test_an_attack_stopped_from_its_progress_leaves_the_model_as_found():
+    estimator = MonaiSegmenter(Awkward(2), (1, 12, 12), decision=DECISION, inferer=SlidingWindowInferer((8, 8)))
+    estimator.model.train()
+    attack = create("pgd-dice", estimator, eps=0.1, max_iter=3)
+
+    def stop(done, total):
+        if (done, total) == (3, 8):
+            raise KeyboardInterrupt
+
+    attack.victim.on_windows = stop
+    x, y = picture((12, 12))
+    with pytest.raises(KeyboardInterrupt):
+        attack.generate(x.float().numpy(), y)
+    model = estimator.model
+    assert model.blend is None and model.watch is None and model.autocast is None and model.training
+
+
+@pytest.mark.parametrize("memory", [0, ALL_KEPT])
+def test_attacks_switch_dropout_off_and_on_again(memory):
+    network = nn.Sequential(Awkward(2), nn.Dropout(0.5))
+    inferer = SlidingWindowInferer((8, 8), overlap=0.5)
+    estimator = MonaiSegmenter(network, (1, 12, 12), decision=DECISION, inferer=inferer, window_memory=memory)
+    estimator.model.train()
+    x, y = picture((12, 12))
+    attack = create("pgd-dice", estimator, eps=0.1, max_iter=3)
+    first, again = (attack.generate(x.float().numpy(), y) for _ in range(2))
+    assert np.array_equal(first, again) and all(layer.training for layer in estimator.model.modules())
+    assert attack.passes.forward == (4 if memory else 7)
+
+
+@pytest.mark.parametrize("memory", [0, ALL_KEPT])
+def test_batch_norm_that_never_learned_statistics_sees_the_windows_that_run_together(memory):
+    network = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), Awkward(2))
+    inferer = SlidingWindowInferer((8, 8), overlap=0.5, sw_batch_size=3)
+    check_equal(*victims(inferer, 2, network, memory), *picture((12, 12)))
+
+
+def test_of_a_list_of_outputs_the_finest_is_taken():
+    class Listed(Awkward):
+        def forward(self, x):
+            z = super().forward(x)
+            return [nn.functional.avg_pool2d(z, 2), z]
+
+    check_equal(*victims(SliceInferer(roi_size=(8, 8), spatial_dim=2), 2, Listed(2)), *picture((8, 9, 3)))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_output_of_another_size_than_the_window_is_refused(dims):
+    network = nn.Sequential(Awkward(dims), getattr(nn, f"AvgPool{dims}d")(2))
+    x, y = picture((12,) * dims)
+    for victim in victims(SlidingWindowInferer((8,) * dims), dims, network):
+        with pytest.raises(ValueError, match=r"the network's output is .*needs logits \(N, 3, \*\(8, 8"):
+            victim.differentiate(x, loss_on(y))

@@ -248,6 +248,8 @@ class CatalogueAttack(EvasionAttack, ABC):
             raise ValueError(f"{len(names)} ids for {len(x)} images; give one per case.")
         target, valid = self._reference(x, y)
         whole = Batch(x, target, valid, region, names)
+        if len(x) <= self.batch_size:  # a subset is a copy, which a whole volume can do without
+            return [whole]
         return [whole.subset(rows) for rows in torch.arange(len(x)).split(self.batch_size)]
 
     def _collect(self, batches: list[Batch]) -> list[Tensor]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.metrics import voxels_in
 from medadv.objectives.base import Objective, agrees, log_odds, mean_over_valid, per_voxel_cross_entropy
+from medadv.objectives.slabs import SummedObjective
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(SummedObjective):
     """Mean cross-entropy (arXiv 1412.6572, 1706.06083); binary per label for ``Multilabel``.
 
     Example:
@@ -22,8 +23,14 @@ class CrossEntropy(Objective):
         tensor([0.6931])
     """
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        return self.sign * mean_over_valid(per_voxel_cross_entropy(self.decision, output, target), valid)
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        losses = per_voxel_cross_entropy(self.decision, output, target)
+        if not bool(valid.all()):  # a product with a mask is slow on a CPU
+            losses = losses * valid
+        return losses.reshape(len(losses), -1).sum(1, keepdim=True)
+
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        return self.sign * sums[:, 0] / valid.reshape(len(valid), -1).sum(1).clamp(min=1)
 
 
 def margins(decision: Decision, output: Tensor, target: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ class CarliniWagner(Objective):
         return mean_over_valid(gained.clamp(max=self.kappa), valid)
 
 
-class SoftDice(Objective):
+class SoftDice(SummedObjective):
     """One minus the soft foreground Dice of each case, with a false-positive term for absent classes.
 
     With p the probabilities, over the foreground classes present in the reference ``1 - 2 sum(p y) / sum(p + y)``, in
@@ -172,14 +179,17 @@ class SoftDice(Objective):
 
     voxels_only = True
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
         if isinstance(self.decision, Multiclass) and self.decision.channels == 2 and channels == (1,):
             p = log_odds(output).sigmoid()[:, None]  # what softmax gives, at a fraction of its cost
         else:
             p = select_channels(self.decision.probabilities(output), channels)
-        return self.sign * dice_disagreement(p, self.decision.one_hot(target, channels), mask)
+        return _overlaps(p, self.decision.one_hot(target, channels), mask).flatten(1)
+
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        return self.sign * _disagreement(sums.unflatten(1, (4, -1)))
 
 
 def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -190,20 +200,28 @@ def dice_disagreement(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         y: bool reference ``(N, K, *S)``.
         mask: where they count, ``(N, K, *S)`` or ``(N, 1, *S)``.
     """
+    return _disagreement(_overlaps(p, y, mask))
+
+
+def _overlaps(p: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Sums over the voxels that count of ``p y``, ``p``, ``y`` and 1, ``(N, 4, K)``."""
     count = voxels_in(mask, 2)
     if bool((count < mask[0, 0].numel()).any()):
         p, y = p * mask, y & mask
     p, y = p.flatten(2), y.flatten(2).to(p.dtype)  # a product with bool, and its gradient, are slow on a CPU
-    size, mass = y.sum(2), p.sum(2)
+    return torch.stack([(p * y).sum(2), p.sum(2), y.sum(2), count.to(p.dtype).expand(p.shape[:2])], 1)
+
+
+def _disagreement(sums: Tensor) -> Tensor:
+    overlap, mass, size, count = sums.unbind(1)
     present = size > 0
-    dice = 2 * (p * y).sum(2) / (mass + size).clamp(min=torch.finfo(p.dtype).tiny)
-    claimed = mass / count.clamp(min=1)
+    dice = 2 * overlap / (mass + size).clamp(min=torch.finfo(sums.dtype).tiny)
     missed = ((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)
-    invented = (claimed * ~present).sum(1) / (~present).sum(1).clamp(min=1)
+    invented = (mass / count.clamp(min=1) * ~present).sum(1) / (~present).sum(1).clamp(min=1)
     return missed + invented
 
 
-class DiceCE(Objective):
+class DiceCE(SummedObjective):
     """:class:`SoftDice` plus :class:`CrossEntropy`."""
 
     voxels_only = True
@@ -212,9 +230,12 @@ class DiceCE(Objective):
         super().__init__(decision, targeted=targeted)
         self.parts = (SoftDice(decision, targeted=targeted), CrossEntropy(decision, targeted=targeted))
 
-    def __call__(self, output: Tensor, target: Tensor, *, valid: Tensor, progress: float = 0.0) -> Tensor:
-        dice, cross_entropy = (part(output, target, valid=valid, progress=progress) for part in self.parts)
-        return dice + cross_entropy
+    def sums(self, output: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        return torch.cat([part.sums(output, target, valid) for part in self.parts], 1)
+
+    def of_sums(self, sums: Tensor, valid: Tensor) -> Tensor:
+        dice, cross_entropy = self.parts
+        return dice.of_sums(sums[:, :-1], valid) + cross_entropy.of_sums(sums[:, -1:], valid)
 
 
 class SegPGD(Objective):
