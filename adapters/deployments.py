@@ -31,7 +31,10 @@ class Deployment:
         inferer: a MONAI inferer; None: the network on the whole image.
         head: picks the logits from the network's output.
         image_key, label_key, prediction_key: keys of the dictionaries that the transforms work on.
+        input_key: key under which the preprocessing leaves the network's input.
         extra_keys: keys of further files that the network sees beside the image (masks, clicks) and nobody attacks.
+        fixed_channels: channels of the network's input that are no image (masks, clicks) although they come with it,
+            and nobody attacks.
         labels: name of each channel of the decision.
         unit: unit of the stored values, such as ``"HU"``; ``""``: none.
         intensity: range, unit and window of the stored values; None: as the preprocessing and the file say.
@@ -49,7 +52,9 @@ class Deployment:
     image_key: str = "image"
     label_key: str = "label"
     prediction_key: str = "pred"
+    input_key: str = "image"
     extra_keys: tuple[str, ...] = ()
+    fixed_channels: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     unit: str = ""
     intensity: Intensity | None = None
