@@ -15,7 +15,7 @@ from monai.apps.nuclick.transforms import AddLabelAsGuidanced
 from monai.transforms import Compose
 from torch import nn
 
-from medadv.adapters.bundle_config import BundleConfig, Component, Refusal
+from medadv.adapters.bundle_config import BundleConfig, Component, PartRefused
 from medadv.adapters.bundle_files import shortened
 
 # dictionary transforms without their d; none takes code, names code, or writes
@@ -81,7 +81,7 @@ def class_of(component: Component, kind: str) -> type:
         kind: ``"network"``, ``"transform"`` or ``"inferer"``.
 
     Raises:
-        Refusal: it is none of those that an untrusted bundle may use for this.
+        PartRefused: it is none of those that an untrusted bundle may use for this.
     """
     package = component.target.rpartition(".")[0]
     for table in ALLOWED[kind]:
@@ -92,7 +92,10 @@ def class_of(component: Component, kind: str) -> type:
         # without a package MONAI looks among its own names
         if package in (home, found.__module__) or (not package and home != "torch.nn"):
             return found
-    raise Refusal(component.id, f"names {component.target!r}, no {kind} that is built without trust")
+    raise PartRefused(component.id, f"names {shortened(component.target)!r}, no {kind} that is built without trust")
+
+
+_BUILDING = object()
 
 
 class Builder(Protocol):
@@ -123,11 +126,14 @@ class DataBuilder:
             kind: as for :func:`class_of`.
 
         Raises:
-            Refusal: it is not allowed, or can't be built.
+            PartRefused: it is not allowed, or can't be built.
         """
         key = (id(component.config), component.id)
         if key not in self._built:
+            self._built[key] = _BUILDING
             self._built[key] = self._new(component, kind)
+        if self._built[key] is _BUILDING:
+            raise PartRefused(component.id, "is an argument of itself")
         return self._built[key]
 
     def _new(self, component: Component, kind: str) -> Any:
@@ -146,7 +152,7 @@ class DataBuilder:
         try:
             return built(**arguments)
         except Exception as error:  # the arguments are anything; so is what a constructor makes of them
-            raise Refusal(component.id, f"can't be built as {built.__name__} ({shortened(error)})") from error
+            raise PartRefused(component.id, f"can't be built as {built.__name__} ({shortened(error)})") from error
 
     def _argument(self, value: Any, kind: str) -> Any:
         if isinstance(value, Component):
@@ -162,7 +168,7 @@ class DataBuilder:
         if kind == "network":
             for name, value in arguments.items():
                 if isinstance(value, str) and any(word in name for word in _FILES):
-                    raise Refusal(f"{component.id}::{name}", f"names a file or an address ({value!r})")
+                    raise PartRefused(f"{component.id}::{name}", f"names a file or an address ({shortened(value)!r})")
         if "reader" in arguments:
             arguments["reader"] = _readers(component, arguments["reader"])
 
@@ -173,21 +179,26 @@ def _readers(component: Component, given: Any) -> list[str] | None:
     names = given if isinstance(given, list) else [] if given is None else [given]
     for name in names:
         if not isinstance(name, str) or name.lower() not in known:
-            raise Refusal(f"{component.id}::reader", f"is {name!r}, none of {', '.join(READERS)}")
+            raise PartRefused(f"{component.id}::reader", f"is {shortened(name)!r}, none of {', '.join(READERS)}")
     return [known[name.lower()] for name in names] or None
 
 
-def components(value: Any, key: str) -> Iterator[Any]:
+def components(value: Any, key: str, within: tuple[str, ...] = ()) -> Iterator[Any]:
     """The members of a chain of transforms in order: components, or objects where the config holds those.
 
     ``Compose`` is taken apart; what is disabled or changes no value is left out.
 
+    Args:
+        value: of a config: a list, ``Compose``, or one of them built.
+        key: its id.
+        within: ids of the ``Compose`` around it.
+
     Raises:
-        Refusal: it is no chain of transforms.
+        PartRefused: it is no chain of transforms.
     """
     if isinstance(value, list | tuple):
         for part in value:
-            yield from components(part, key)
+            yield from components(part, key, within)
     elif isinstance(value, Compose):
         yield from components(value.transforms, key)
     elif isinstance(value, Component):
@@ -197,13 +208,15 @@ def components(value: Any, key: str) -> Iterator[Any]:
             yield value
             return
         if value.argument("lazy"):
-            raise Refusal(f"{value.id}::lazy", "resamples several transforms at once, which is not taken over")
-        yield from components(value.argument("transforms"), value.id)
+            raise PartRefused(f"{value.id}::lazy", "resamples several transforms at once, which is not taken over")
+        if value.id in within:
+            raise PartRefused(value.id, "is a part of itself")
+        yield from components(value.argument("transforms"), value.id, (*within, value.id))
     elif callable(value):
         if type(value).__name__ not in SKIPPED:
             yield value
     elif value is not None:
-        raise Refusal(key, f"is no chain of transforms but {type(value).__name__}")
+        raise PartRefused(key, f"is no chain of transforms but {type(value).__name__}")
 
 
 def chain(value: Any, builder: Builder, key: str = "") -> Iterator[Any]:
@@ -215,4 +228,4 @@ def chain(value: Any, builder: Builder, key: str = "") -> Iterator[Any]:
 def keys_of(component: Component) -> tuple[str, ...]:
     """The keys that a dictionary transform works on."""
     keys = component.argument("keys", [])
-    return tuple(keys) if isinstance(keys, list) else (str(keys),)
+    return tuple(key for key in (keys if isinstance(keys, list) else [keys]) if isinstance(key, str) and key)

@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from medadv.adapters.bundle_files import MAX_NODES, BundleError, shortened
 
 MAX_HOPS = 40
-MAX_TEXT = 10_000
+MAX_TEXT = 1000  # what MONAI looks up, it compares letter by letter with all it knows
 
 _ID = r"[A-Za-z_]\w*(?:(?:::|#)\w+)*"
 _REFERENCE = re.compile(rf"@({_ID})\s*")
@@ -37,7 +37,7 @@ _CONSTANTS: dict[str, Any] = {
 _SPECIAL = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
 
 
-class Refusal(BundleError):
+class PartRefused(BundleError):
     """A value of a config that is not read without trust; the caller knows what can be passed in its place.
 
     Args:
@@ -46,7 +46,7 @@ class Refusal(BundleError):
     """
 
     def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key} {reason}")
+        super().__init__(f"{shortened(key)} {reason}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,15 @@ class Component:
         """All arguments by name, resolved; those named in ``without`` are not looked at.
 
         Raises:
-            Refusal: one is code, or the component asks for more than being built.
+            PartRefused: one is code, or the component asks for more than being built.
         """
         content = self.config.raw(self.id)
         if content.get("_mode_", "default") != "default":
-            raise Refusal(f"{self.id}::_mode_", f"is {content['_mode_']!r}, and components are only built")
+            raise PartRefused(
+                f"{self.id}::_mode_", f"is {shortened(content['_mode_'], 60)!r}, and components are only built"
+            )
         if content.get("_requires_"):
-            raise Refusal(f"{self.id}::_requires_", "asks for other things to be run first")
+            raise PartRefused(f"{self.id}::_requires_", "asks for other things to be run first")
         names = [name for name in content if name not in (*_SPECIAL, *without)]
         return {name: self.argument(name) for name in names}
 
@@ -113,7 +115,7 @@ class BundleConfig:
         self.content = {**content, **fixed}
         self.name = name
         self.evaluate = evaluate
-        self._seen = 0
+        self._seen = 0  # over the config's life: what is read leads to more reading
 
     def __contains__(self, key: str) -> bool:
         try:
@@ -138,11 +140,10 @@ class BundleConfig:
         """What stands under an id, resolved: dictionaries with ``_target_`` as :class:`Component`, not built.
 
         Raises:
-            Refusal: it is code, refers to itself or to nothing, or grows without bounds.
+            PartRefused: it is code, refers to itself or to nothing, or grows without bounds.
         """
         if key not in self:
             return default
-        self._seen = 0
         place, content = self._at(key, 0)
         return self._resolve(place, content, 0)
 
@@ -152,8 +153,8 @@ class BundleConfig:
         for part in key.replace("#", "::").split("::"):
             if isinstance(content, str):
                 place, content = self._follow(place, content, hops)
-            if isinstance(content, list) and part.isdigit() and int(part) < len(content):
-                content = content[int(part)]
+            if isinstance(content, list) and (i := _index(part, content)) is not None:
+                content = content[i]
             elif isinstance(content, dict) and part in content:
                 content = content[part]
             else:
@@ -166,17 +167,17 @@ class BundleConfig:
         while isinstance(text, str) and (target := _target(text)) is not None:
             hops += 1
             if hops > MAX_HOPS:
-                raise Refusal(place, "refers to itself, or on through too many others")
+                raise PartRefused(place, "refers to itself, or on through too many others")
             try:
                 place, text = self._at(target, hops)
             except KeyError:
-                raise Refusal(place, f"refers to {target!r}, which the config does not have") from None
+                raise PartRefused(place, f"refers to {shortened(target)!r}, which the config does not have") from None
         return place, text
 
     def _resolve(self, place: str, content: Any, hops: int) -> Any:
         self._seen += 1
         if self._seen > MAX_NODES:
-            raise Refusal(place, f"writes out to more than {MAX_NODES} values")
+            raise PartRefused(place, f"writes out to more than {MAX_NODES} values")
         if isinstance(content, str):
             return self._resolve_text(place, content, hops)
         if isinstance(content, list):
@@ -188,23 +189,25 @@ class BundleConfig:
             return {key: self._resolve(f"{place}::{key}", part, hops) for key, part in content.items()}
         target = self._resolve(f"{place}::_target_", content["_target_"], hops)
         if not isinstance(target, str):
-            raise Refusal(f"{place}::_target_", "is no name of a class")
+            raise PartRefused(f"{place}::_target_", "is no name of a class")
         return Component(place, target, self)
 
     def _resolve_text(self, place: str, text: str, hops: int) -> Any:
         if hops > MAX_HOPS:
-            raise Refusal(place, "refers to itself, or on through too many others")
+            raise PartRefused(place, "refers to itself, or on through too many others")
         target_place, content = self._follow(place, text, hops)
         if content is not text:
             return self._resolve(target_place, content, hops + 1)
         if not text.startswith(("$", "%")):
+            if len(text) > MAX_TEXT:
+                raise PartRefused(place, f"is a text of {len(text)} letters; up to {MAX_TEXT} are read")
             return text
         spelled = self._spelled(place, text, hops)
         if spelled is not _CODE:
             return spelled
         if self.evaluate is None:
             what = "code" if text[0] == "$" else "copied from another file"
-            raise Refusal(place, f"is {what} ({shortened(text, 60)!r})")
+            raise PartRefused(place, f"is {what} ({shortened(text, 60)!r})")
         return self.evaluate(place)
 
     def _spelled(self, place: str, text: str, hops: int) -> Any:
@@ -222,7 +225,7 @@ class BundleConfig:
         for value in values[1:]:
             total = total + value
             if len(total) > (MAX_TEXT if isinstance(total, str) else MAX_NODES):
-                raise Refusal(place, "adds up without bounds")
+                raise PartRefused(place, "adds up without bounds")
         return total
 
 
@@ -233,6 +236,11 @@ def _target(text: str) -> str | None:
     """The id that a text refers to, if it is nothing but a reference."""
     match = _MACRO.fullmatch(text) or _REFERENCE.fullmatch(text) or _MOVED.fullmatch(text)
     return None if match is None else match[1]
+
+
+def _index(part: str, content: list[Any]) -> int | None:
+    """The place in a list that a part of an id means, if it has it."""
+    return int(part) if part.isdecimal() and len(part) < 9 and int(part) < len(content) else None
 
 
 def merged(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -257,12 +265,12 @@ def _put(total: dict[str, Any], key: str, value: Any) -> None:
             # a copy: YAML's aliases share what they stand for
             place[parent] = dict(child) if isinstance(child, dict) else child
             place = place[parent]
-        elif isinstance(place, list) and parent.isdigit() and int(parent) < len(place):
-            place = place[int(parent)]
+        elif isinstance(place, list) and (i := _index(parent, place)) is not None:
+            place = place[i]
         else:
-            raise BundleError(f"{key!r} sets something below what is no dictionary.")
+            raise BundleError(f"{shortened(key)!r} sets something below what is no dictionary.")
     if not isinstance(place, dict):
-        raise BundleError(f"{key!r} sets something below what is no dictionary.")
+        raise BundleError(f"{shortened(key)!r} sets something below what is no dictionary.")
     if key.startswith("+") and last in place:
         old = place[last]
         if isinstance(old, dict) and isinstance(value, dict):

@@ -13,6 +13,7 @@ from torch import nn
 from medadv.adapters.bundle_config import BundleConfig, Component
 from medadv.adapters.bundle_files import BundleError
 from medadv.decisions import Decision, Multiclass, Multilabel
+from medadv.numbers import is_finite
 
 PREDICTION = "pred"
 _LOSSES = ("loss", "lossfn", "loss_function", "train::loss")
@@ -84,7 +85,7 @@ class Metadata:
     def other_channels(self) -> tuple[int, ...]:
         """Channels of the network's input that are no image: masks, clicks, guidance."""
         named = _mapping(self.image.get("channel_def"))
-        return tuple(sorted(int(i) for i, name in named.items() if str(i).isdigit() and _OTHER.search(str(name))))
+        return tuple(sorted(int(i) for i, name in named.items() if str(i).isdecimal() and _OTHER.search(str(name))))
 
     @property
     def segments(self) -> bool | None:
@@ -183,15 +184,15 @@ def _rule(chain: Sequence[Any], loss: Loss, channels: int) -> tuple[bool, float]
     if exclusive and channels > 1:
         return True, 0.5
     independent = activations == {"sigmoid"} and (thresholds or channels == 1 or loss.activation == "sigmoid")
-    threshold = float(thresholds[0]) if thresholds else 0.5
-    if exclusive or not independent or not 0 < threshold < 1:
+    threshold = thresholds[0] if thresholds else 0.5
+    if exclusive or not independent or not is_finite(threshold) or not 0 < threshold < 1:
         steps = [*sorted(activations), *["argmax"] * any(argmax for argmax, _, _ in hard)]
         told = " and ".join([*steps, *(f"threshold {t}" for t in thresholds)]) or "no activation"
         raise BundleError(
             f"how {channels} logits become a diagnosis is not clear from {told} in the postprocessing and "
             f"{loss.name or 'no loss'} in training; pass decision=."
         )
-    return False, threshold
+    return False, float(threshold)
 
 
 def _is_background(name: str) -> bool:

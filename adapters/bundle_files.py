@@ -94,7 +94,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise BundleError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice in one dictionary.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BundleError(f"key {shortened(twice)!r} stands twice in one dictionary.")
     return content
 
 
@@ -145,7 +146,8 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            raise BundleError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one dictionary.")
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise BundleError(f"key {shortened(twice)!r} stands twice in one dictionary.")
         for key, value in node.value:
             yield key
             yield value

@@ -19,7 +19,7 @@ from monai.transforms import (
 )
 
 from medadv.adapters.bundle_components import components, keys_of
-from medadv.adapters.bundle_config import BundleConfig, Component, Refusal
+from medadv.adapters.bundle_config import BundleConfig, Component, PartRefused
 from medadv.adapters.bundle_files import BundleError
 from medadv.decisions import Decision, Multilabel
 
@@ -107,7 +107,7 @@ class Unreadable:
 
 def label_key_of(configs: Sequence[BundleConfig], taken: Sequence[str]) -> str:
     """The key of the reference: the one file beside the image that the validation reads."""
-    with suppress(Refusal):  # where the validation can't be read, the reference says so
+    with suppress(PartRefused):  # where the validation can't be read, the reference says so
         for part in (part for config in configs for part in _validation(config)):
             if isinstance(part, Component) and part.name.startswith("LoadImage"):
                 others = [key for key in keys_of(part) if key not in taken]
@@ -134,7 +134,7 @@ def reference_of(
         for part in [] if config is None else _validation(config):
             if isinstance(part, Component) and key in keys_of(part) and not _keeps_values(part):
                 steps.append(_only(build(part), key))
-    except Refusal as refusal:
+    except PartRefused as refusal:
         assert config is not None
         return (
             Unreadable(

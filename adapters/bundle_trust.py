@@ -19,7 +19,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from medadv.adapters.bundle_config import BundleConfig, Component, Refusal
+from medadv.adapters.bundle_config import BundleConfig, Component, PartRefused
 from medadv.adapters.bundle_files import shortened
 
 _LOCK = RLock()
@@ -138,7 +138,7 @@ class TrustedBuilder:
                 return function(*args)
             except Exception as error:
                 cause = error if error.__cause__ is None else error.__cause__
-                raise Refusal(key, f"fails ({type(cause).__name__}: {shortened(cause)})") from error
+                raise PartRefused(key, f"fails ({type(cause).__name__}: {shortened(cause)})") from error
 
 
 def _copied(content: Any) -> Any:

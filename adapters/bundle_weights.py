@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medadv.adapters.bundle_config import BundleConfig
-from medadv.adapters.bundle_files import BundleError, inside
+from medadv.adapters.bundle_files import BundleError, inside, shortened
 
 _LOADERS = ("checkpointloader", "checkpoint_loader", "handlers", "val_handlers", "validate::handlers")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")
@@ -32,7 +32,7 @@ def weights_file(root: Path, configs: list[BundleConfig], *, trust: bool) -> tup
 
     Raises:
         BundleError: it is not there, or not in the bundle.
-        Refusal: its name is code.
+        PartRefused: its name is code.
     """
     for config in configs:
         loader = _loader(config)
@@ -101,7 +101,7 @@ def state_dict_of(content: Any, names: tuple[str, ...], source: str) -> dict[str
             return state_dict_of(content[name], (), source)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         held = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise BundleError(f"{source} holds no state dict (but {held or 'nothing'}); pass weights= with one.")
+        raise BundleError(f"{source} holds no state dict (but {shortened(held or 'nothing')}); pass weights= with one.")
     prefix = "module."  # as DataParallel saves it
     if all(str(key).startswith(prefix) for key in content):
         return {key.removeprefix(prefix): value for key, value in content.items()}
@@ -123,7 +123,7 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     told = [f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in problems.items() if keys]
     if told:
         raise BundleError(
-            f"{source} does not fit the bundle's {type(network).__name__}: {', '.join(told)}; pass weights= of this "
+            f"{source} does not fit {type(network).__name__}: {shortened(', '.join(told), 240)}; pass weights= of this "
             "network, or network= of these weights."
         )
     network.load_state_dict(dict(state))

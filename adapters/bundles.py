@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from medadv.adapters.bundle_components import DataBuilder, chain, components
-from medadv.adapters.bundle_config import BundleConfig, Component, Refusal, merged
+from medadv.adapters.bundle_config import BundleConfig, Component, PartRefused, merged
 from medadv.adapters.bundle_decisions import (
     PREDICTION,
     Loss,
@@ -44,7 +44,7 @@ _INFERER = ("validate::inferer", "inferer")
 _POSTPROCESSING = ("validate::postprocessing", "postprocessing")
 _DECIDING = ("Activations", "AsDiscrete")
 
-Transforms = Iterable[DictTransform]
+Transforms = Sequence[DictTransform] | Compose
 
 
 def from_bundle(
@@ -97,7 +97,7 @@ def from_bundle(
         >>> deployment.decision, deployment.unit  # doctest: +SKIP
         (Multiclass(num_classes=2, background=0, ignore_index=None, empty='present', scored=None), 'HU')
     """
-    before = None if preprocessing is None else tuple(preprocessing)
+    before = None if preprocessing is None else tuple(components(preprocessing, "preprocessing"))
     root = bundle_folder(path)
     with _naming(root):
         bundle = _Bundle(root, trust=trust, device=device, preprocessing=before)
@@ -119,12 +119,12 @@ def from_bundle(
             reference = bundle.reference(label_key, decision, to_onehot=loss.to_onehot)
         seen = (keys.image, *keys.extra, keys.network, PREDICTION)
         return Deployment(
-            network=network.eval(),
+            network=network,
             decision=decision,
             segments=voxels,
             preprocessing=without_labels(before, seen) if preprocessing is None else before,
             postprocessing=without_labels(after, seen) if postprocessing is None else after,
-            reference=tuple(reference),
+            reference=tuple(components(reference, "reference")),
             inferer=bundle.inferer() if inferer is None else inferer,
             head=head,
             image_key=keys.image,
@@ -185,7 +185,7 @@ class _Bundle:
         """Context whose refusals say which file they are of, and what can be passed."""
         try:
             yield
-        except Refusal as refusal:
+        except PartRefused as refusal:
             where = "" if config is None else f"{config.name}: "
             remedy = f"pass {override}=" if self.trust else f"pass {override}= or trust=True"
             raise BundleError(f"{where}{refusal}; {remedy}.") from refusal
@@ -199,10 +199,7 @@ class _Bundle:
         self, given: nn.Module | None, weights: Path | str | Mapping[str, Tensor] | None
     ) -> tuple[nn.Module, Component | None]:
         """The network with its weights, and what the config says of it."""
-        component = None
-        network = given
-        if network is None:
-            network, component = self._build_network()
+        network, component = self._build_network() if given is None else (given, None)
         if given is None or weights is not None:
             state, source = self._weights(weights)
             fit(network, state, source)
@@ -218,8 +215,8 @@ class _Bundle:
             component = value if isinstance(value, Component) else None
             network = value if component is None else self.builder.build(component, "network")
             if not isinstance(network, nn.Module):
-                raise Refusal(key, f"is no network but {type(network).__name__}")
-        return network, component
+                raise PartRefused(key, f"is no network but {type(network).__name__}")
+        return network.eval(), component
 
     def _weights(self, given: Path | str | Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], str]:
         if isinstance(given, Mapping):
@@ -238,7 +235,7 @@ class _Bundle:
     def chain(self, name: str, keys: Sequence[str], given: Transforms | None) -> tuple[Any, ...]:
         """A chain of transforms, as given or from the config."""
         if given is not None:
-            return tuple(given)
+            return tuple(components(given, name))
         part = self._part(keys)
         if part is None:
             if name == "preprocessing":
@@ -274,7 +271,7 @@ class _Bundle:
             value = config.value(key)
             built = self.builder.build(value, "inferer") if isinstance(value, Component) else value
             if built is not None and not isinstance(built, Inferer):
-                raise Refusal(key, f"is no inferer but {type(built).__name__}")
+                raise PartRefused(key, f"is no inferer but {type(built).__name__}")
         return None if type(built) is SimpleInferer else built
 
     def reference(self, key: str, decision: Decision, *, to_onehot: bool) -> tuple[Any, ...]:

@@ -336,16 +336,56 @@ def test_a_config_that_is_no_text_is_refused(bundle):
     {f"a{i or ''}": f"$@a{i + 1} + @a{i + 1}" for i in range(30)} | {"a30": "text"},
     {f"a{i or ''}": f"$@a{i + 1} + @a{i + 1}" for i in range(30)} | {"a30": [1]},
     {f"a{i or ''}": f"@a{i + 1}" for i in range(5000)} | {"a5000": 1},
+    {f"a{i or ''}": [f"@a{i + 1}"] * 9 for i in range(30)} | {"a30": {"_target_": "UNet"}},
 ])  # fmt: skip
 def test_references_end(bundle, more):
     edit(bundle, network_def={"_target_": "UNet", **NETWORK, "channels": "@a"}, **more)
     refuses(bundle, "refers to|writes out to|adds up without bounds")
 
 
-@pytest.mark.parametrize("value", ["%a::b::c", "@::relative", "@", "%", "$", "@a::", "plain @text", "%%"])
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("changes", [
+    {"network_def": {"_target_": "UNet", **NETWORK, "act": "@network_def"}},
+    {"network_def": {"_target_": "UNet", **NETWORK, "act": {"_target_": "UNet", "act": ["@network_def::act"]}}},
+    {"preprocessing": {"_target_": "Compose", "transforms": "@preprocessing"}},
+    {"preprocessing": [{"_target_": "Invertd", "keys": "image", "transform": "@preprocessing::0"}]},
+    {"preprocessing": {"_target_": "Compose", "transforms": [{"_target_": "Compose", "transforms": "@preprocessing"}]}},
+])  # fmt: skip
+def test_nothing_is_a_part_of_itself(bundle, changes):
+    edit(bundle, **changes)
+    refuses(bundle, "of itself|refers to itself")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_loss_that_wraps_itself_ends(bundle):
+    path = bundle / "configs" / "train.json"
+    loss = {"_target_": "DeepSupervisionLoss", "loss": "@loss"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": loss}))
+    edit(bundle, postprocessing=[])
+    refuses(bundle, "loss.*pass decision=")
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    "value",
+    [
+        "%a::b::c",
+        "@::relative",
+        "@",
+        "%",
+        "$",
+        "@a::",
+        "plain @text",
+        "%%",
+        "@strides::\u00b2",
+        "@strides::" + "9" * 5000,
+        "$" + "@a + " * 3000 + "@a",
+        "x" * 90_000,
+    ],
+)
 def test_odd_texts_break_nothing(bundle, value):
-    edit(bundle, network_def={"_target_": "UNet", **NETWORK, "act": value})
-    refuses(bundle, "pass network=")
+    edit(bundle, network_def={"_target_": "UNet", **NETWORK, "act": value}, strides=[2])
+    refuses(bundle, "pass network= or trust=True")
 
 
 def test_yaml_aliases_may_share_what_is_small(bundle, tmp_path):

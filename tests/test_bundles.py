@@ -334,7 +334,7 @@ def test_an_argument_that_monai_dropped_is_left_out_with_a_warning(tmp_path):
     root = change(layouts.ct_segmentation(tmp_path / "b"), lambda c: c.update(network_def=network))
     with pytest.warns(UserWarning, match="SwinUNETR has no img_size any more"), pytest.raises(BundleError) as caught:
         from_bundle(root)
-    assert "model.pt does not fit the bundle's SwinUNETR" in str(caught.value)
+    assert "model.pt does not fit SwinUNETR" in str(caught.value)
 
 
 @pytest.mark.parametrize("wrap", [
