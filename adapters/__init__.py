@@ -1,6 +1,17 @@
-"""MONAI models as ART estimators, and torchattacks' attacks as ART attacks."""
+"""MONAI models and bundles as ART estimators, and torchattacks' attacks as ART attacks."""
 
+from medadv.adapters.bundle_files import BundleError
+from medadv.adapters.bundles import from_bundle
+from medadv.adapters.deployments import Deployment
 from medadv.adapters.estimators import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.adapters.torchattacks import TorchAttack
 
-__all__ = ["MonaiClassifier", "MonaiMultilabelClassifier", "MonaiSegmenter", "TorchAttack"]
+__all__ = [
+    "BundleError",
+    "Deployment",
+    "MonaiClassifier",
+    "MonaiMultilabelClassifier",
+    "MonaiSegmenter",
+    "TorchAttack",
+    "from_bundle",
+]

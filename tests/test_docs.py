@@ -135,6 +135,16 @@ def test_the_examples_of_the_training_page_run_in_order(tmp_path, monkeypatch, c
     assert (tmp_path / "trades.pt").exists()
 
 
+def test_the_examples_of_the_bundles_page_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "bundles.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(block, "bundles.md", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert "spleen: inference.json: inferer::roi_size is code ('$(96,) * 3'); pass inferer= or trust=True." in printed
+    assert "Multiclass(num_classes=2, background=0" in printed and "('background', 'spleen') HU" in printed
+
+
 def test_the_suite_of_the_benchmarks_page_is_valid(tmp_path):
     from medadv.benchmarks import load_suite
 
