@@ -12,6 +12,7 @@ from monai.utils import optional_import
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from medadv.adapters.base import MonaiEstimator
 from medadv.adapters.deployed import deployed_in
 
 _, HAS_IGNITE = optional_import("ignite")
@@ -41,8 +42,14 @@ def check_network(engine: Any, network: Any, estimator: Any) -> None:
         estimator: a medadv estimator.
 
     Raises:
+        TypeError: an estimator whose model alone does not say what is deployed.
         ValueError: another network, or one that is wrapped inside the estimator.
     """
+    if not isinstance(estimator, MonaiEstimator):
+        raise TypeError(
+            f"{type(estimator).__name__} is no estimator of medadv, so what it does outside its network would be "
+            "missed; wrap the network in medadv.adapters.MonaiClassifier, MonaiMultilabelClassifier or MonaiSegmenter."
+        )
     if any(isinstance(part, DistributedDataParallel) for part in estimator.model.modules()):
         raise ValueError(
             "the network was wrapped in DistributedDataParallel before the estimator was made; make the estimator of "

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from builders import SIDE, Net, setting
 from monai.data import DataLoader as MonaiLoader
 from monai.data import MetaTensor
@@ -327,6 +328,9 @@ def test_attacks_and_metrics_that_do_not_fit_are_refused():
         SupervisedEvaluator(**settings(case, key_val_metric={"dice": shared}, val_handlers=[robust]))
     with pytest.raises(TypeError, match="are of a SupervisedEvaluator, not of SupervisedTrainer"):
         robust.attach(object.__new__(SupervisedTrainer))
+    stock = PyTorchClassifier(torch.nn.Flatten(), torch.nn.CrossEntropyLoss(), (1, 8, 6), 48, clip_values=(0, 1))
+    with pytest.raises(TypeError, match="PyTorchClassifier is no estimator of medadv"):
+        evaluator(case, create("fgsm", stock, eps=0.1), network=stock.model).run()
     windowed = MonaiSegmenter(case.net, (1, *SIDE[2]), decision=case.decision, input_transform=lambda x: 2 * x)
     with pytest.raises(ValueError, match="input_transform that the evaluator's network would not see"):
         evaluator(case, create("fgsm", windowed, eps=0.1), network=case.net).run()
