@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from monai.engines.utils import IterationEvents
-from monai.utils import CommonKeys, optional_import
-from torch import Tensor
+from monai.utils import CommonKeys
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
+from medadv.adapters.engines import bare, check_network, prepared, require_ignite
+from medadv.adapters.processes import average_gradients, share_buffers
 from medadv.training import Recipe, Step, TrainingBatch, WeightPerturbation
 from medadv.training.base import batch_of
 from medadv.training.updates import update_loss
-
-_, HAS_IGNITE = optional_import("ignite")
 
 
 class RobustUpdate:
@@ -23,6 +24,10 @@ class RobustUpdate:
     ``engine.state.output`` are IMAGE and LABEL as prepared, LOSS, and PRED: logits of the loss's first forward pass, so
     of the clean images for recipes that show both (TRADES, MART, HAT, VAFT), else of those trained on.
     The trainer's ``loss_function`` and ``inferer`` are not used: the loss is the recipe's, on the estimator's own.
+
+    Where the trainer's network is ``DistributedDataParallel(estimator.model)``, each process attacks and differentiates
+    its own batch on the model itself, and the gradients of all are averaged before the optimizer's step, once per
+    update however many forward passes a recipe takes; buffers are those of the first process.
 
     It has a state (the perturbation of ``free``, HAT's helper), so give it to MONAI's ``CheckpointSaver`` beside
     network and optimizer.
@@ -47,10 +52,15 @@ class RobustUpdate:
     def __call__(self, engine: Any, batchdata: Any) -> dict[str, Any]:
         """One iteration; ``engine`` and the result are as in MONAI's own."""
         self._check(engine)
-        inputs, targets = _prepared(engine, batchdata)
+        inputs, targets = prepared(engine, batchdata)
+        if targets is None:
+            raise ValueError("prepare_batch gave no label; training needs a reference for every case.")
         engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         # the draws of a case depend on the iteration, so a training that goes on draws as if it had not stopped
-        ids = [f"{engine.state.iteration}-{place}" for place in range(len(inputs))]
+        first = distributed.get_rank() * len(inputs) if _is_wrapped(engine) else 0
+        ids = [f"{engine.state.iteration}-{place}" for place in range(first, first + len(inputs))]
+        if _is_wrapped(engine) and engine.network.broadcast_buffers:
+            share_buffers(engine.network.module, engine.network.process_group)
         batch = batch_of(self.step.estimator, inputs, targets, ids)
         for _ in range(self.step.replays):
             self._once(engine, batch)
@@ -70,6 +80,8 @@ class RobustUpdate:
             engine.fire_event(IterationEvents.LOSS_COMPLETED)
             shared = found.loss * share
             (shared if scaler is None else scaler.scale(shared)).backward()
+        if last and _is_wrapped(engine):
+            average_gradients(engine.network.module, engine.network.process_group)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if last and scaler is None:
             engine.optimizer.step()
@@ -78,12 +90,7 @@ class RobustUpdate:
             scaler.update()
 
     def _check(self, engine: Any) -> None:
-        model = self.step.estimator.model
-        if engine.network is not model and engine.network is not getattr(model, "network", None):
-            raise ValueError(
-                f"the trainer's network ({type(engine.network).__name__}) is not that of the estimator the recipe was "
-                "made for; give network=estimator.model, and compile the network, if at all, before it is wrapped."
-            )
+        check_network(engine, bare(engine.network), self.step.estimator)
         if self.step.replays > 1 and getattr(engine, "accumulation_steps", 1) > 1:
             raise ValueError(
                 f"a recipe that replays each batch {self.step.replays} times updates the weights in between and can't "
@@ -119,24 +126,12 @@ def robust_update(
             )
             trainer.run()
     """
-    if not HAS_IGNITE:
-        raise ImportError("MONAI's trainers need pytorch-ignite; install it by: pip install 'medadv[engines]'.")
+    require_ignite()
     return RobustUpdate(recipe.prepare(estimator, seed), weight_perturbation)
 
 
-def _prepared(engine: Any, batchdata: Any) -> tuple[Tensor, Tensor]:
-    """Images and reference of a batch, on the trainer's device."""
-    if batchdata is None:
-        raise ValueError("the trainer's loader gave None; it must give batches with an image and a label.")
-    prepared = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
-    inputs, targets, *others = prepared
-    if any(others):
-        raise ValueError(
-            "prepare_batch gave further arguments for the network; an estimator's model takes images alone."
-        )
-    if targets is None:
-        raise ValueError("prepare_batch gave no label; training needs a reference for every case.")
-    return inputs, targets
+def _is_wrapped(engine: Any) -> bool:
+    return isinstance(engine.network, DistributedDataParallel)
 
 
 def _accumulation(engine: Any) -> tuple[bool, bool, float]:

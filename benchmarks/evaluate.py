@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from medadv.benchmarks.crafting import NEEDS, Crafted, Order, Seen, craft
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator, reference_of
+from medadv.benchmarks.monai_metrics import MonaiMetrics
 from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
@@ -44,11 +45,13 @@ class Evaluator:
         test_cases: only the first so many test cases.
         hd95: of segmentations also the 95th percentile of the Hausdorff distance.
         bands: how many bands of frequencies the energy of each perturbation is told for; None: not told.
+        metrics: of ``monai.metrics``, by name, that become endpoints of each case.
     """
 
     def __init__(
         self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0,
         test_cases: int | None = None, hd95: bool = False, bands: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.estimator = estimator
         self.data = data
@@ -67,6 +70,10 @@ class Evaluator:
         estimator.intensity.check(self.x)
         self.table = self._endpoint_table()
         self.survey = SurveyMeasures(self.decision, estimator.segments, data.spacing, hd95)
+        self.library = MonaiMetrics(
+            metrics or {}, self.decision, class_names(data, self.decision), segments=estimator.segments,
+            spacing=data.spacing,
+        )  # fmt: skip
         self.clean = self._clean()
 
     def _endpoint_table(self) -> EndpointTable:
@@ -107,7 +114,7 @@ class Evaluator:
             scores.append(self.decision.score(logits, target[rows], valid[rows]))
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
-        measures = self.survey(diagnosis, target, valid)
+        measures = {**self.survey(diagnosis, target, valid), **self.library(diagnosis.hard, target, valid)}
         moved = (x_adv - self.x).double()
         shares = None if self.bands is None or clean is None else band_shares(moved, self.bands).numpy()
         moved = moved.flatten(1)
@@ -129,8 +136,9 @@ class Evaluator:
     ) -> pd.DataFrame:
         """Endpoints beside those of the clean images; None: these are the clean images."""
         before, measured = (diagnosis, measures) if clean is None else (clean.diagnosis, clean.measures)
-        rows = self.survey.rows(self.cases.ids, measured, measures)
-        return pd.concat([self.table(before, diagnosis, target), rows], ignore_index=True)
+        own = {name: values for name, values in measures.items() if name not in self.library.names}
+        rows = [self.survey.rows(self.cases.ids, measured, own), self.library.rows(self.cases.ids, measured, measures)]
+        return pd.concat([self.table(before, diagnosis, target), *rows], ignore_index=True)
 
     def _clean(self) -> Outcome:
         settings = {"steps": 0, "restarts": 0, "keep": "last"}
@@ -329,6 +337,7 @@ def evaluate_estimator(
     hd95: bool = False,
     bands: int | None = None,
     corruptions: str | Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
     on_attack: Callable[[str], None] = lambda done: None,
     on_images: Callable[[Planned, Crafted, float | str | None], None] = lambda planned, crafted, eps: None,
 ) -> Evaluation:
@@ -345,12 +354,14 @@ def evaluate_estimator(
         hd95: as in :class:`Evaluator`.
         corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
             1 to 5 beside the attacks.
+        metrics: as in :class:`Evaluator`.
         on_attack: called with a line of progress after each attack and corruption.
         on_images: called with the images of each attack and its budget, before they are let go.
     """
     evaluator = Evaluator(
-        estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95, bands=bands
-    )
+        estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95, bands=bands,
+        metrics=metrics,
+    )  # fmt: skip
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]

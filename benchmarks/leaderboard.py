@@ -12,6 +12,7 @@ import pandas as pd
 from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
+from medadv.benchmarks.monai_metrics import summary
 from medadv.benchmarks.statistics import mean_interval, paired_difference
 from medadv.diagnostics import monotone
 
@@ -144,6 +145,14 @@ class Leaderboard:
         both["target"] = both.model + "/" + both.training
         cells = both.groupby([*keys, "surrogate", "target"], dropna=False).adversarial.first()
         return cells.unstack("target").reset_index().rename_axis(columns=None)
+
+    def endpoint_summary(self) -> pd.DataFrame:
+        """Mean endpoints of each model, attack and budget, with the cases counted that no mean can show.
+
+        Returns:
+            See :func:`~medadv.benchmarks.monai_metrics.summary`.
+        """
+        return summary(self.endpoints, [*_MODEL_KEY, *_ATTACK_KEY]) if len(self.endpoints) else pd.DataFrame()
 
     def to_csv(self, path: str | Path) -> None:
         """Writes :attr:`frame` as CSV."""

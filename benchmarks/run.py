@@ -45,6 +45,7 @@ def evaluate(
     seed: int = 0,
     hd95: bool = False,
     corruptions: str | Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -59,6 +60,10 @@ def evaluate(
         seed: of the attacks and corruptions.
         hd95: of a segmenter also the 95th percentile of the Hausdorff distance, which takes time on volumes.
         corruptions: natural corruptions to run beside the attacks, by name, or ``"all"``.
+        metrics: of a segmenter also metrics of ``monai.metrics``, such as
+            ``{"hd95": HausdorffDistanceMetric(percentile=95)}``, as endpoints of each case and class;
+            :meth:`~medadv.benchmarks.leaderboard.Leaderboard.endpoint_summary` has their means, with the cases counted
+            that are unscored or infinite.
 
     Example:
         >>> import numpy as np, torch
@@ -77,8 +82,9 @@ def evaluate(
         for attack in attacks
     ]
     result = evaluate_estimator(
-        estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95, corruptions=corruptions
-    )
+        estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95, corruptions=corruptions,
+        metrics=metrics,
+    )  # fmt: skip
     board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board

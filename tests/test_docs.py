@@ -145,6 +145,18 @@ def test_the_examples_of_the_bundles_page_run_in_order(tmp_path, monkeypatch, ca
     assert "Multiclass(num_classes=2, background=0" in printed and "('background', 'spleen') HU" in printed
 
 
+def test_the_examples_of_the_pipelines_page_run_in_order(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ignite", reason="MONAI's engines need pytorch-ignite")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "pipelines.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(block, "pipelines.md", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert "val_mean_dice_robust 0." in printed and "['dice', 'dice_biased', 'surface_biased']" in printed
+    assert "epochs trained: 1" in printed and "at most 4/255: True" in printed and "bits changed: True" in printed
+    assert "adversarial_infinite" in printed and (tmp_path / "tables" / "metrics.csv").exists()
+
+
 def test_the_suite_of_the_benchmarks_page_is_valid(tmp_path):
     from medadv.benchmarks import load_suite
 

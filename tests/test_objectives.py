@@ -344,7 +344,7 @@ def test_a_loss_as_objective_is_the_loss_of_each_case(loss, rank, targeted):
 
 
 @pytest.mark.parametrize("loss", [
-    DiceLoss(sigmoid=True), DiceCELoss(sigmoid=True), FocalLoss(), TverskyLoss(sigmoid=True), nn.BCEWithLogitsLoss(),
+    DiceLoss(sigmoid=True), DiceFocalLoss(sigmoid=True), FocalLoss(), TverskyLoss(sigmoid=True), nn.BCEWithLogitsLoss(),
 ], ids=label)  # fmt: skip
 def test_multi_label_losses_get_the_labels(loss):
     logits, target, _ = example("labels", SHAPES["2D"])

@@ -11,7 +11,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch.utils.data import DataLoader
 
-from medadv.adapters import pipelines
+from medadv.adapters import engines
 from medadv.adapters.pipelines import robust_update
 from medadv.training import RECIPES
 from medadv.training.base import batch_of
@@ -156,7 +156,7 @@ def test_the_state_of_a_recipe_is_part_of_a_checkpoint():
 def test_a_trainer_that_does_not_fit_the_estimator_is_refused():
     case, other = setting("class", cases=4), setting("class", cases=4)
     natural = robust_update(case.estimator, RECIPES["natural"]())
-    with pytest.raises(ValueError, match=r"the trainer's network \(Net\) is not that of the estimator"):
+    with pytest.raises(ValueError, match=r"network of SupervisedTrainer \(Net\) is not that of the est"):
         trainer(case, None, update=natural, network=other.net).run()
     free = robust_update(case.estimator, RECIPES["free"](eps=0.05))
     with pytest.raises(ValueError, match="replays each batch 4 times .* accumulation_steps=2 batches; set it to 1"):
@@ -170,6 +170,6 @@ def test_a_trainer_that_does_not_fit_the_estimator_is_refused():
 
 
 def test_without_ignite_the_way_to_install_it_is_named(monkeypatch):
-    monkeypatch.setattr(pipelines, "HAS_IGNITE", False)
+    monkeypatch.setattr(engines, "HAS_IGNITE", False)
     with pytest.raises(ImportError, match=r"pip install 'medadv\[engines\]'"):
         robust_update(setting("class").estimator, RECIPES["natural"]())
