@@ -26,6 +26,7 @@ class DeployedModel(nn.Module):
             channel-first) or any callable on the batch. It must be differentiable.
         inferer: a MONAI inferer; the network alone in training mode.
         head: picks the logits from the network's output, see :func:`~medadv.adapters.heads.logits_of`.
+        output_transform: logits on the grid the network sees -> logits on that of the image, differentiable.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class DeployedModel(nn.Module):
         input_transform: Callable[[Any], Any] | None = None,
         inferer: Inferer | None = None,
         head: Head = None,
+        output_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if _detaches_statistics(input_transform):
@@ -52,18 +54,22 @@ class DeployedModel(nn.Module):
         self.input_transform = input_transform
         self.inferer = inferer
         self.head = head_for(network, head)
+        self.output_transform = output_transform
         # how windows are blended where the inferer is not to be asked, see medadv.adapters.windows
         self.blend: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self._transformed(x)
+        logits = self._inferred(self._transformed(x))
+        return logits if self.output_transform is None else self.output_transform(logits)
+
+    def _inferred(self, z: Tensor) -> Tensor:
         if self.inferer is None or self.training:
             return self._logits(z)
         if self.blend is not None:
             return self.blend(z, self._logits)
         # MONAI's sliding window scales the predictor's output in place, which autograd refuses for some last layers
         output = self.inferer(z, lambda window: self._logits(window).clone())
-        return logits_of(output, self.channels, tuple(x.shape[2:]) if self.segments else ())
+        return logits_of(output, self.channels, tuple(z.shape[2:]) if self.segments else ())
 
     def _transformed(self, x: Tensor) -> Tensor:
         if self.input_transform is None:
