@@ -58,7 +58,7 @@ class Case:
 
     @cached_property
     def region(self) -> np.ndarray | None:
-        """Where the image may change without moving the box of a foreground crop, ``(1, 1, *S)``; None: everywhere."""
+        """Where a change can't move the box of a foreground crop, bool ``(1, 1, *S)``; None: everywhere."""
         region = self.prepared.region(self.scan.values)
         return None if region is None else region.numpy()
 
@@ -113,17 +113,16 @@ class Case:
         values = data[self.deployment.image_key]
         with torch.no_grad():
             expected = self.prepared(values.as_subclass(Tensor)[None].float())[0]
-        for transform in self.deployment.inside:
-            data = self.deployment.applied([transform], data)
+        data = self.deployment.applied(self.deployment.inside, data)
         found = data[self.deployment.image_key].as_subclass(Tensor).to(expected.dtype)
         scale = float(expected.abs().max()) or 1.0
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * scale):
             raise ValueError(
-                "preprocessing the written image gives the network another input than the attack saw (a crop box moved, "
-                "or statistics that were frozen changed); confine the attack to .region, or use "
+                "preprocessing the written image gives the network another input than the attack saw (a crop box that "
+                "moved, or frozen statistics that changed); confine the attack to .region, or use "
                 "statistics='differentiated'."
             )
-        return self.deployment.predict(_one_or_all(files), self.extras)
+        return self.deployment.diagnosed(data, tuple(self.scan.image.shape[1:]))
 
     def write(self, image: Tensor | np.ndarray, folder: Path, suffix: str = "_adversarial") -> tuple[Path, ...]:
         """Writes a changed image as the case is stored, see :meth:`medadv.adapters.scans.Scan.write`."""

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
@@ -170,14 +169,25 @@ class Deployment:
         """
         data = self.read(image, extras)
         sides = tuple(data[self.image_key].shape[1:])
-        data = self.applied(self.inside, data)
+        return self.diagnosed(self.applied(self.inside, data), sides)
+
+    def diagnosed(self, data: Mapping[str, Any], sides: tuple[int, ...]) -> Tensor:
+        """The diagnosis of what preprocessing made of an image.
+
+        Args:
+            data: the network's input under the image's key, with its trace.
+            sides: of the image as it is stored, ``S``.
+
+        Returns:
+            As :meth:`predict`.
+        """
         shown = data[self.image_key]
         model = self.model()
         with left_as_found(model), torch.no_grad():
             logits = model.eval()(shown.as_subclass(Tensor)[None].to(self._place(), self._dtype()))[0]
-        data[self.prediction_key] = MetaTensor(logits.cpu(), meta=shown.meta) if self.segments else logits.cpu()
-        data = self.applied(self._after(), data)
-        return self._hard(as_plain_tensor(data[self.prediction_key])[None], sides if self.segments else ())
+        found = MetaTensor(logits.cpu(), meta=shown.meta) if self.segments else logits.cpu()
+        after = self.applied(self._after(), {**data, self.prediction_key: found})
+        return self._hard(as_plain_tensor(after[self.prediction_key])[None], sides if self.segments else ())
 
     def model(self, **options: Any) -> DeployedModel:
         """Network, inferer and head as one module; ``options`` are those of the input and output transform."""
@@ -203,7 +213,8 @@ class Deployment:
         given = [t for t in Compose(list(self.postprocessing)).flatten().transforms if not isinstance(t, _WRITING)]
         if not self.segments:
             return given
-        back = {"keys": self.prediction_key, "transform": Compose(list(self.inside)), "orig_keys": self.image_key}
+        chain = Compose(list(self.inside))
+        back: dict[str, Any] = {"keys": self.prediction_key, "transform": chain, "orig_keys": self.image_key}
         moves = any(isinstance(t, InvertibleTransform) for t in self.inside)
         if given:
             done = not moves or any(isinstance(t, Invertd) for t in given)
@@ -229,7 +240,7 @@ class Deployment:
         probabilities = bool(((found >= 0) & (found <= 1)).all())
         return self.decision.harden(torch.logit(found) if probabilities else found)
 
-    def labelled(self, label: Files | int | Sequence[int], image: MetaTensor) -> tuple[Tensor, Tensor]:
+    def labelled(self, label: Any, image: MetaTensor) -> tuple[Tensor, Tensor]:
         """A reference in the decision's form.
 
         Args:
@@ -245,10 +256,8 @@ class Deployment:
         """
         if not self.segments:
             if isinstance(label, str | Path):
-                raise ValueError(
-                    f"label {str(label)!r} is a file, but the model gives one diagnosis an image; give it."
-                )
-            return self.decision.canonical(np.atleast_1d(np.asarray(label)) if np.ndim(label) < 1 else [label])
+                raise ValueError(f"label {str(label)!r} is a file, but the model diagnoses whole images; give numbers.")
+            return self.decision.canonical([label] if isinstance(label, int) else [list(label)])
         if isinstance(label, int):
             raise ValueError(f"label {label} is a number, but the model segments; give a file.")
         read = Compose([LoadImaged(self.label_key, image_only=True, ensure_channel_first=True)])
@@ -270,6 +279,6 @@ def _check_same_place(label: MetaTensor, image: MetaTensor) -> None:
         )
     if not torch.allclose(label.affine.to(image.affine), image.affine, rtol=1e-3, atol=1e-2):
         raise ValueError(
-            "label and image have the same shape but lie in different places (their affines differ); resample the label "
-            "to the image."
+            "label and image have the same shape but lie in different places (their affines differ); resample the "
+            "label to the image."
         )

@@ -320,8 +320,8 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         decision: ``Multiclass(n, background=0)`` for a softmax, ``Multilabel(n)`` for sigmoids.
         intensity, optimizer, inferer, input_transform, head, device: as in :class:`MonaiClassifier`.
         loss: MONAI or torch loss; default: soft foreground Dice per case plus cross-entropy.
-        output_transform: where ``input_transform`` moves voxels: logits on the grid the network sees -> logits on that of
-            the image, differentiable.
+        output_transform: where ``input_transform`` moves voxels: logits on the grid that the network sees -> logits on
+            that of the image, differentiable.
         window_memory: with a sliding-window inferer, bytes of activations that an attack may keep; windows beyond it
             run twice (:class:`~medadv.adapters.windows.WindowedVictim`).
 

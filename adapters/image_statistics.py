@@ -38,16 +38,16 @@ def normalized(transform: NormalizeIntensity, image: Tensor, source: Tensor) -> 
     """
     if not transform.channel_wise:
         return _normalized(image, source, transform.subtrahend, transform.divisor, transform.nonzero)
-    for name, given in (("subtrahend", transform.subtrahend), ("divisor", transform.divisor)):
-        if given is not None and len(given) != len(image):
-            raise ValueError(f"the image has {len(image)} channels, but {name} has {len(given)} components.")
-    given = zip(*[[None] * len(image) if g is None else g for g in (transform.subtrahend, transform.divisor)])
-    return torch.stack(
-        [
-            _normalized(one, like, less, by, transform.nonzero)
-            for one, like, (less, by) in zip(image, source, given, strict=True)
-        ]
-    )
+    less = _per_channel_given("subtrahend", transform.subtrahend, len(image))
+    by = _per_channel_given("divisor", transform.divisor, len(image))
+    return torch.stack([_normalized(*each, transform.nonzero) for each in zip(image, source, less, by, strict=True)])
+
+
+def _per_channel_given(name: str, given: Any, channels: int) -> list[Any]:
+    """What was given for each channel, or None for each."""
+    if given is not None and len(given) != channels:
+        raise ValueError(f"the image has {channels} channels, but {name} has {len(given)} components.")
+    return [None] * channels if given is None else list(given)
 
 
 def _normalized(image: Tensor, source: Tensor, subtrahend: Any, divisor: Any, nonzero: bool) -> Tensor:
@@ -97,7 +97,8 @@ def scaled_by_percentiles(transform: ScaleIntensityRangePercentiles, image: Tens
             width = transform.b_max - transform.b_min
             least, greatest = (width * share / 100 + transform.b_min for share in (transform.lower, transform.upper))
         # MONAI's formula serves, with percentiles that carry a gradient
-        return ScaleIntensityRange(low, high, least, greatest, clip=transform.clip, dtype=image.dtype)(image)  # type: ignore[arg-type]
+        between: Any = ScaleIntensityRange(low, high, least, greatest, clip=transform.clip, dtype=image.dtype)  # type: ignore[arg-type]
+        return between(image)
 
     return _per_channel(one, transform.channel_wise, image, source)
 

@@ -11,7 +11,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, MapTransform, Randomizable
 from monai.transforms.inverse import InvertibleTransform
-from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
+from monai.transforms.utils import (
+    allow_missing_keys_mode,
+    convert_applied_interp_mode,
+    generate_spatial_bounding_box,
+)
 from torch import Tensor
 
 from medadv.adapters.image_statistics import STATISTICAL
@@ -29,6 +33,8 @@ _AS_THEY_ARE = (
     "CastToTyped", "ConcatItemsd", "EnsureChannelFirstd", "EnsureTyped", "GaussianSmoothd", "Identityd",
     "RepeatChanneld", "ScaleIntensityRanged", "ShiftIntensityd", "ThresholdIntensityd", "ToDeviced", "ToTensord",
 )  # fmt: skip
+# what other keys are made of
+_BESIDE = ("CopyItemsd", "DeleteItemsd", "SelectItemsd")
 ACCEPTED = tuple(sorted([*_GEOMETRIC, *STATISTICAL, *_AS_THEY_ARE]))
 Run = Callable[[Tensor], Tensor]
 
@@ -40,7 +46,7 @@ class Step:
     Attributes:
         run: image ``(C, *S)`` -> image, differentiable.
         geometric: voxels move and values stay.
-        outside: what a foreground crop leaves out, bool on the grid before it, ``(1, *S)``.
+        outside: voxels that could move the box of a foreground crop, bool on the grid before it, ``(1, *S)``.
     """
 
     run: Run
@@ -177,13 +183,16 @@ def frozen(
     """
     if statistics not in STATISTICS:
         raise ValueError(f"statistics={statistics!r} is unknown; choose one of {', '.join(map(repr, STATISTICS))}.")
-    state, steps, used = dict(data), [], []
+    state = dict(data)
+    steps: list[Step] = []
+    used: list[Any] = []
     for transform in transforms:
         before = state
         copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
         with _missing_keys(transform):
             state = dict(transform(copies))  # some change their input
-        if state[key] is not copies[key] or key in transform.keys:
+        concerned = key in getattr(transform, "keys", ()) or state[key] is not copies[key]
+        if concerned and type(transform).__name__ not in _BESIDE:
             _check(transform, any_transform)
             steps.append(_step(transform, before, state[key], key, statistics))
             used.append(transform)
@@ -262,9 +271,12 @@ def _foreground_crop(transform: CropForegroundd, before: Mapping[str, Any], key:
 
     if transform.source_key != key:
         return Step(run, geometric=True)
+    tight = generate_spatial_bounding_box(before[key], cropper.select_fn, cropper.channel_indices)
+    # new foreground outside would widen the box, foreground lost on its faces would narrow it
     outside = torch.ones(1, *sides, dtype=torch.bool)
-    outside[(0, *(slice(max(int(a), 0), int(b)) for a, b in zip(start, end, strict=True)))] = False
-    return Step(run, geometric=True, outside=outside if bool(outside.any()) else None)
+    inside: Any = (0, *[slice(int(first) + 1, int(last) - 1) for first, last in zip(*tight, strict=True)])
+    outside[inside] = False
+    return Step(run, geometric=True, outside=outside)
 
 
 def _traced(image: Any) -> MetaTensor:
@@ -279,6 +291,6 @@ def _check_repeats(made: FrozenPreprocessing, image: Tensor, expected: Tensor) -
     scale = float(wanted.abs().max()) or 1.0
     if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * scale):
         raise ValueError(
-            "the preprocessing gives another image when it is repeated, so it can't be attacked through; leave out what "
-            "is random or keeps a state."
+            "the preprocessing gives another image when it is repeated, so it can't be attacked through; leave out "
+            "what is random or keeps a state."
         )

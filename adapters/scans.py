@@ -14,12 +14,14 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from medadv.files import written_whole
+from medadv.names import unknown_name
 
 nibabel, _HAS_NIBABEL = optional_import("nibabel")
 pillow, _HAS_PILLOW = optional_import("PIL.Image")
 
 VOLUME_ENDINGS = (".nii.gz", ".nii")
 PLANE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+STORAGE = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 ACCEPTED = f"NIfTI ({', '.join(VOLUME_ENDINGS)}), images ({', '.join(PLANE_ENDINGS)}) and folders of a DICOM series"
 
 
@@ -107,9 +109,7 @@ class Scan:
         values = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
         values = values[0] if values.ndim == self.image.ndim + 1 else values
         if values.shape != tuple(self.image.shape):
-            raise ValueError(
-                f"the image has shape {values.shape}, the scan {tuple(self.image.shape)}; give that shape."
-            )
+            raise ValueError(f"the image has shape {values.shape}; give that of the scan, {tuple(self.image.shape)}.")
         paths, first = [], 0
         for file in self.files:
             part = values[first : first + file.channels]
@@ -187,24 +187,28 @@ def read_scan(
     Args:
         paths: one file or folder, or a file per channel.
         load: the model's own loader: path(s) -> ``(C, *S)``.
-        storage: numpy dtype that a changed image is to be written as; None: that of the file.
+        storage: what a changed image is to be written as, one of :data:`STORAGE`; None: as the file is.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a kind of file that can't be written back, a loader that changes values or moves voxels, or values
             that ``storage`` can't hold.
     """
+    if storage not in (None, *STORAGE):
+        raise unknown_name("storage", storage, STORAGE)
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}; correct the path of the image.")
     shown = load([str(path) for path in paths] if len(paths) > 1 else str(paths[0]))
     image = shown if isinstance(shown, MetaTensor) else MetaTensor(shown)
-    image = image.to(torch.float32)
+    image = MetaTensor(image.as_tensor().to(torch.float32), meta=image.meta)
+    if not bool(image.isfinite().all()):
+        raise ValueError(f"{paths[0].name} holds NaN or infinite values; replace them.")
     files, first = [], 0
     for path in paths:
-        file, exact = _stored(path, image[first:] if len(paths) > 1 else image)
+        file, exact = _stored(path, image.as_tensor()[first:])
         if exact is not None:
-            image[first : first + file.channels] = torch.from_numpy(exact).to(image.dtype)
+            image[first : first + file.channels] = torch.from_numpy(exact)
         first += file.channels
         files.append(file)
     if first != len(image):
@@ -220,12 +224,7 @@ def _checked(image: MetaTensor, files: tuple[Stored, ...], storage: str | None) 
             f"the channels are stored differently ({', '.join(f'{f.path.name}: {f.dtype}' for f in files)}); save them "
             "with one dtype, slope and intercept."
         )
-    try:
-        scan = Scan(image, files, np.dtype(storage or files[0].dtype))
-    except TypeError:
-        raise ValueError(f"storage={storage!r} is no numpy dtype; give 'int16', 'uint8', 'float32' or None.") from None
-    if not bool(image.isfinite().all()):
-        raise ValueError(f"{files[0].path.name} holds NaN or infinite values; replace them.")
+    scan = Scan(image, files, np.dtype(storage or files[0].dtype))
     if scan.grid is not None:
         limits = np.iinfo(scan.storage)
         step, offset = scan.grid
@@ -241,7 +240,7 @@ def _checked(image: MetaTensor, files: tuple[Stored, ...], storage: str | None) 
     return scan
 
 
-def _stored(path: Path, image: MetaTensor) -> tuple[Stored, np.ndarray | None]:
+def _stored(path: Path, image: Tensor) -> tuple[Stored, np.ndarray | None]:
     """How a file is stored, and the part of the image it holds exactly on the grid."""
     name = path.name.lower()
     if name.endswith(VOLUME_ENDINGS):
@@ -256,7 +255,7 @@ def _stored(path: Path, image: MetaTensor) -> tuple[Stored, np.ndarray | None]:
     raise ValueError(f"{path.name} is of no kind that can be written back; accepted are {ACCEPTED}.")
 
 
-def _stored_volume(path: Path, image: MetaTensor) -> tuple[Stored, np.ndarray]:
+def _stored_volume(path: Path, image: Tensor) -> tuple[Stored, np.ndarray]:
     if not _HAS_NIBABEL:
         raise ValueError("NIfTI files need nibabel, which is not installed; run pip install 'medadv[files]'.")
     volume = nibabel.load(path)
@@ -277,7 +276,7 @@ def _stored_volume(path: Path, image: MetaTensor) -> tuple[Stored, np.ndarray]:
     return Stored(path, raw.dtype.newbyteorder("="), step, offset, channels, arranged, volume.header), exact
 
 
-def _stored_plane(path: Path, image: MetaTensor) -> tuple[Stored, np.ndarray]:
+def _stored_plane(path: Path, image: Tensor) -> tuple[Stored, np.ndarray]:
     if not _HAS_PILLOW:
         raise ValueError("2D images need pillow, which is not installed; run pip install 'medadv[files]'.")
     with pillow.open(path) as picture:
@@ -308,7 +307,7 @@ def _moved(path: Path, stored: tuple[int, ...], image: Tensor) -> ValueError:
 
 def _check_same(path: Path, exact: np.ndarray, image: Tensor) -> None:
     """The loader must give the values of the file, voxel by voxel."""
-    values = np.asarray(image.as_subclass(Tensor))
+    values = image.numpy()
     if not np.allclose(exact, values, rtol=1e-5, atol=1e-5 * max(float(np.abs(exact).max()), 1e-30)):
         raise ValueError(
             f"the model's loader changes the values of {path.name} or moves its voxels, so it could not be written "
