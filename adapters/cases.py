@@ -56,6 +56,11 @@ class Case:
         """The reference ``(1, ...)``, or None."""
         return None if self.target is None else self.target.numpy()
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Spatial shape of a diagnosis, ``S``; empty for an image-level model."""
+        return tuple(self.scan.image.shape[1:]) if self.deployment.segments else ()
+
     @cached_property
     def region(self) -> np.ndarray | None:
         """Where a change can't move the box of a foreground crop, bool ``(1, 1, *S)``; None: everywhere."""

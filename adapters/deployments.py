@@ -211,11 +211,9 @@ class Deployment:
     def _after(self) -> list[Any]:
         """The postprocessing, which ends on the grid of the file."""
         given = [t for t in Compose(list(self.postprocessing)).flatten().transforms if not isinstance(t, _WRITING)]
-        if not self.segments:
-            return given
         chain = Compose(list(self.inside))
         back: dict[str, Any] = {"keys": self.prediction_key, "transform": chain, "orig_keys": self.image_key}
-        moves = any(isinstance(t, InvertibleTransform) for t in self.inside)
+        moves = self.segments and any(isinstance(t, InvertibleTransform) for t in self.inside)
         if given:
             done = not moves or any(isinstance(t, Invertd) for t in given)
             return given if done else [*given, Invertd(**back, nearest_interp=True)]
@@ -237,8 +235,8 @@ class Deployment:
             return self.decision.canonical(classes, sides)[0]
         if bool((found == found.round()).all()):
             return self.decision.canonical(found, sides)[0]
-        probabilities = bool(((found >= 0) & (found <= 1)).all())
-        return self.decision.harden(torch.logit(found) if probabilities else found)
+        activated = any(isinstance(t, Activationsd) for t in self._after())
+        return self.decision.harden(torch.logit(found) if activated else found)
 
     def labelled(self, label: Any, image: MetaTensor) -> tuple[Tensor, Tensor]:
         """A reference in the decision's form.
