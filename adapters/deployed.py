@@ -28,6 +28,7 @@ class DeployedModel(nn.Module):
             channel-first) or any callable on the batch. It must be differentiable.
         inferer: a MONAI inferer; the network alone in training mode.
         head: picks the logits from the network's output, see :func:`~medadv.adapters.heads.logits_of`.
+        output_transform: logits on the grid the network sees -> logits on that of the image, differentiable.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class DeployedModel(nn.Module):
         input_transform: Callable[[Any], Any] | None = None,
         inferer: Inferer | None = None,
         head: Head = None,
+        output_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.training = network.training  # one mode for all, else every attack has to switch all layers
@@ -55,6 +57,7 @@ class DeployedModel(nn.Module):
         self.input_transform = input_transform
         self.inferer = inferer
         self.head = head_for(network, head)
+        self.output_transform = output_transform
         # how windows are blended where the inferer is not to be asked, see medadv.adapters.windows
         self.blend: Callable[[Tensor, Predictor], Tensor] | None = None
         # what is told of each batch of windows that the inferer runs: images and predictor -> predictor
@@ -63,7 +66,10 @@ class DeployedModel(nn.Module):
         self.autocast: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self._transformed(x)
+        logits = self._inferred(self._transformed(x))
+        return logits if self.output_transform is None else self.output_transform(logits)
+
+    def _inferred(self, z: Tensor) -> Tensor:
         if self.inferer is None or self.training:
             return self._logits(z)
         if self.blend is not None:
@@ -71,7 +77,7 @@ class DeployedModel(nn.Module):
         predict = self._logits if self.watch is None else self.watch(z, self._logits)
         # MONAI's sliding window scales the predictor's output in place, which autograd refuses for some last layers
         output = self.inferer(z, lambda window: predict(window).clone())
-        return logits_of(output, self.channels, tuple(x.shape[2:]) if self.segments else ())
+        return logits_of(output, self.channels, tuple(z.shape[2:]) if self.segments else ())
 
     def _transformed(self, x: Tensor) -> Tensor:
         if self.input_transform is None:

@@ -209,6 +209,7 @@ class DenseEstimator(MonaiEstimator):
         optimizer: torch.optim.Optimizer | None = None,
         inferer: Inferer | None = None,
         input_transform: Callable[[Any], Any] | None = None,
+        output_transform: Callable[[Tensor], Tensor] | None = None,
         head: Head = None,
         device: torch.device | str | None = None,
         search_precision: str | None = None,
@@ -223,6 +224,7 @@ class DenseEstimator(MonaiEstimator):
             input_transform=input_transform,
             inferer=inferer,
             head=head,
+            output_transform=output_transform,
         )
         super().__init__(
             model=model.to(place),
@@ -323,6 +325,8 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
         decision: ``Multiclass(n, background=0)`` for a softmax, ``Multilabel(n)`` for sigmoids.
         intensity, optimizer, inferer, input_transform, head, device, search_precision: as in :class:`MonaiClassifier`.
         loss: MONAI or torch loss; default: soft foreground Dice per case plus cross-entropy.
+        output_transform: where ``input_transform`` moves voxels: logits on the grid that the network sees -> logits on
+            that of the image, differentiable.
         window_memory: with a sliding-window inferer, bytes of activations that an attack may keep; windows beyond it
             run twice (:class:`~medadv.adapters.windows.WindowedVictim`).
 
