@@ -63,9 +63,25 @@ class Case:
 
     @cached_property
     def region(self) -> np.ndarray | None:
-        """Where a change can't move the box of a foreground crop, bool ``(1, 1, *S)``; None: everywhere."""
+        """Where the image may change, bool ``(1, C, *S)``; None: everywhere.
+
+        Not where the box of a foreground crop would move, and not in channels that are no image (masks, clicks).
+        """
         region = self.prepared.region(self.scan.values)
+        fixed = self._fixed_channels
+        if fixed:
+            inside = (
+                torch.ones_like(self.scan.values, dtype=torch.bool)
+                if region is None
+                else region.repeat(1, len(self.scan.image), *[1] * (self.scan.image.ndim - 1))
+            )
+            inside[:, fixed] = False
+            region = inside
         return None if region is None else region.numpy()
+
+    @property
+    def _fixed_channels(self) -> list[int]:
+        return [channel for channel in self.deployment.fixed_channels if channel < len(self.scan.image)]
 
     @cached_property
     def estimator(self) -> MonaiEstimator:
@@ -119,7 +135,7 @@ class Case:
         with torch.no_grad():
             expected = self.prepared(values.as_subclass(Tensor)[None].float())[0]
         data = self.deployment.applied(self.deployment.inside, data)
-        found = data[self.deployment.image_key].as_subclass(Tensor).to(expected.dtype)
+        found = data[self.deployment.input_key].as_subclass(Tensor).to(expected.dtype)
         scale = float(expected.abs().max()) or 1.0
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * scale):
             raise ValueError(
@@ -130,7 +146,18 @@ class Case:
         return self.deployment.diagnosed(data, tuple(self.scan.image.shape[1:]))
 
     def write(self, image: Tensor | np.ndarray, folder: Path, suffix: str = "_adversarial") -> tuple[Path, ...]:
-        """Writes a changed image as the case is stored, see :meth:`medadv.adapters.scans.Scan.write`."""
+        """Writes a changed image as the case is stored, see :meth:`medadv.adapters.scans.Scan.write`.
+
+        Raises:
+            ValueError: a channel that is no image was changed.
+        """
+        fixed = self._fixed_channels
+        values = np.asarray(image.cpu() if isinstance(image, Tensor) else image).reshape(self.x.shape)
+        if not np.array_equal(values[:, fixed], self.x[:, fixed]):
+            raise ValueError(
+                f"channels {', '.join(map(str, fixed))} are no image (masks, clicks) and were changed; attack with "
+                "mask=case.region."
+            )
         return self.scan.write(image, folder, suffix)
 
     def write_prediction(self, prediction: Tensor, path: Path) -> Path:
@@ -172,7 +199,12 @@ def case_of(
     scan = read_scan(paths, load, storage=storage)
     data[deployment.image_key] = scan.image
     prepared = frozen(
-        deployment.inside, data, deployment.image_key, statistics=statistics, any_transform=deployment.any_transform
+        deployment.inside,
+        data,
+        deployment.image_key,
+        result=deployment.input_key,
+        statistics=statistics,
+        any_transform=deployment.any_transform,
     )
     target, valid = (None, None) if label is None else deployment.labelled(label, scan.image)
     return Case(deployment, scan, prepared, _intensity(deployment, scan), target, valid, extras)

@@ -97,11 +97,6 @@ class DeployedModel(nn.Module):
         return logits_of(output, self.channels, spatial, self.head).to(z.dtype)
 
 
-def deployed_in(module: nn.Module) -> DeployedModel:
-    """The deployed model behind an estimator's module: itself, or what a view shows."""
-    return next(part for part in module.modules() if isinstance(part, DeployedModel))
-
-
 def _detaches_statistics(transform: Any) -> bool:
     """True for MONAI's NormalizeIntensity with statistics of the image, alone or in a Compose."""
     if isinstance(transform, Compose):

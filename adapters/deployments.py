@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,11 +158,11 @@ class Deployment:
     @staticmethod
     def applied(transforms: Sequence[Any], data: Mapping[str, Any]) -> dict[str, Any]:
         """What dictionary transforms make of those of their keys that are there."""
-        if not transforms:
-            return dict(data)
-        chain = Compose(list(transforms))
-        with allow_missing_keys_mode(chain):
-            return dict(chain(dict(data)))
+        found = dict(data)
+        for transform in transforms:  # Compose would hide what went wrong behind a RuntimeError
+            with allow_missing_keys_mode(transform) if isinstance(transform, MapTransform) else nullcontext():
+                found = dict(transform(found))
+        return found
 
     def predict(self, image: Files, extras: Mapping[str, Files] | None = None) -> Tensor:
         """The diagnosis of a file, by MONAI's own transforms from its bytes on.
@@ -186,7 +187,7 @@ class Deployment:
         Returns:
             As :meth:`predict`.
         """
-        shown = data[self.image_key]
+        shown = data[self.input_key]
         model = self.model()
         with left_as_found(model), torch.no_grad():
             logits = model.eval()(shown.as_subclass(Tensor)[None].to(self._place(), self._dtype()))[0]

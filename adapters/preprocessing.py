@@ -155,6 +155,7 @@ def frozen(
     data: Mapping[str, Any],
     key: str,
     *,
+    result: str | None = None,
     statistics: str = "differentiated",
     any_transform: bool = False,
 ) -> FrozenPreprocessing:
@@ -164,6 +165,7 @@ def frozen(
         transforms: MONAI dictionary transforms that follow the reading of the file.
         data: what was read: the image as MetaTensor ``(C, *S)`` under ``key``, other images the transforms need.
         key: of the image.
+        result: key under which the last transforms leave the network's input; None: that of the image.
         statistics: ``"differentiated"``: mean, deviation, extremes and percentiles are those of the changed image and
             the gradient goes through them, as in the clinic; ``"frozen"``: those of the image given here.
         any_transform: take transforms that are not in :data:`ACCEPTED` as they are.
@@ -183,7 +185,7 @@ def frozen(
     """
     if statistics not in STATISTICS:
         raise ValueError(f"statistics={statistics!r} is unknown; choose one of {', '.join(map(repr, STATISTICS))}.")
-    state = dict(data)
+    state, now = dict(data), key
     steps: list[Step] = []
     used: list[Any] = []
     for transform in transforms:
@@ -191,13 +193,18 @@ def frozen(
         copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
         with _missing_keys(transform):
             state = dict(transform(copies))  # some change their input
-        concerned = key in getattr(transform, "keys", ()) or state[key] is not copies[key]
+        concerned = now in getattr(transform, "keys", ()) or state[now] is not copies[now]
         if concerned and type(transform).__name__ not in _BESIDE:
             _check(transform, any_transform)
-            steps.append(_step(transform, before, state[key], key, statistics))
+            # the network's input may get a name of its own where a mask is put beside the image
+            then = result if result in state and result not in before else now
+            steps.append(_step(transform, before, state[then], now, then, statistics))
             used.append(transform)
+            now = then
+    if result not in (None, now):
+        raise ValueError(f"the preprocessing makes no {result!r} of {key!r}; its last key is {now!r}.")
     made = FrozenPreprocessing(steps, used, key, _traced(state[key]))
-    _check_repeats(made, data[key], state[key])
+    _check_repeats(made, data[key], state[now])
     return made
 
 
@@ -221,7 +228,7 @@ def _check(transform: Any, any_transform: bool) -> None:
         )
 
 
-def _step(transform: Any, before: Mapping[str, Any], after: Tensor, key: str, statistics: str) -> Step:
+def _step(transform: Any, before: Mapping[str, Any], after: Tensor, key: str, then: str, statistics: str) -> Step:
     name = type(transform).__name__
     if not after.is_floating_point():
         raise ValueError(
@@ -237,10 +244,10 @@ def _step(transform: Any, before: Mapping[str, Any], after: Tensor, key: str, st
     if isinstance(transform, CropForegroundd):
         return _foreground_crop(transform, before, key)
     moves = _GEOMETRIC.get(name) is not None or tuple(after.shape[1:]) != tuple(before[key].shape[1:])
-    return Step(_repeated(transform, before, key), geometric=moves)
+    return Step(_repeated(transform, before, key, then), geometric=moves)
 
 
-def _repeated(transform: Any, before: Mapping[str, Any], key: str) -> Run:
+def _repeated(transform: Any, before: Mapping[str, Any], key: str, then: str) -> Run:
     """MONAI's transform, run on another image of the same case."""
     meta = _traced(before[key]).meta
     others = {}
@@ -253,7 +260,7 @@ def _repeated(transform: Any, before: Mapping[str, Any], key: str) -> Run:
         shown = MetaTensor(image, meta=deepcopy(meta))
         beside = {name: value.to(image) if isinstance(value, Tensor) else value for name, value in others.items()}
         with allow_missing_keys_mode(transform):
-            return transform({key: shown, **beside})[key].as_subclass(Tensor)  # type: ignore[no-any-return]
+            return transform({key: shown, **beside})[then].as_subclass(Tensor)  # type: ignore[no-any-return]
 
     return run
 

@@ -98,7 +98,7 @@ def _beside(folder: Any, image: Path) -> Any:
 def cases_of_datalist(path: Path, section: str | None = None, extra_keys: Sequence[str] = ()) -> list[FileCase]:
     """The cases of a datalist: ``[{"image": file, "label": file}, ...]``, or an object with such lists.
 
-    Paths are relative to the file. ``image`` may be a list, a file per channel; ``label`` a number or a list of numbers.
+    Paths are relative to the file. ``image`` may be a list, a file per channel; ``label`` a number or several.
 
     Args:
         path: JSON file.

@@ -200,3 +200,13 @@ def test_what_can_not_be_repeated_is_refused():
 def test_unknown_statistics_are_refused():
     with pytest.raises(ValueError, match="statistics='live' is unknown"):
         prepared("window", statistics="live")
+
+
+def test_the_input_may_have_a_key_of_its_own():
+    image, mask = scan(), MetaTensor(torch.ones(1, 12, 14, 10), affine=torch.from_numpy(AFFINE))
+    chain = [ScaleIntensityRanged(I, -100, 100, 0, 1), ConcatItemsd([I, "mask"], "input"), NormalizeIntensityd("input")]
+    made = frozen(chain, {I: image, "mask": mask}, I, result="input")
+    expected = Compose(chain)({I: image.clone(), "mask": mask.clone()})["input"]
+    assert torch.allclose(made(image.as_tensor()[None])[0], expected.as_tensor(), atol=1e-5)
+    with pytest.raises(ValueError, match="makes no 'seen' of 'image'"):
+        frozen(chain[:1], {I: image}, I, result="seen")
