@@ -150,8 +150,8 @@ def classification_figure(
         >>> image, before, after = np.zeros((3, 8, 8)), np.array([0.9, 0.1]), np.array([0.2, 0.8])
         >>> figure = classification_figure(image, image + 1, before, after, names=["healthy", "ill"], window=(0, 255),
         ...                                unit="grey levels", spacing=(1, 1), title="case 1")
-        >>> [axes.get_title().split(chr(10))[0] for axes in figure.axes[:4]]
-        ['clean', 'perturbation', 'adversarial', 'probability']
+        >>> [axes.get_title().split(chr(10))[0] for axes in figure.axes[:3]]
+        ['clean', 'perturbation of the channel changed most', 'adversarial']
     """
     _check_images(image, adversarial, window, spacing)
     before, after = (np.asarray(values, float) for values in (before, after))
@@ -236,7 +236,8 @@ def _outlines(axes: Any, reference: np.ndarray | None, found: np.ndarray) -> Non
 
 def _colour(structure: int, white: float = 0.0) -> str:
     """The colour of a structure, made paler by a share of white."""
-    return to_hex((1 - white) * np.array(to_rgb(_ON_GREY[structure % len(_ON_GREY)])) + white)
+    red, green, blue = ((1 - white) * part + white for part in to_rgb(_ON_GREY[structure % len(_ON_GREY)]))
+    return to_hex((red, green, blue))
 
 
 def _legend(figure: Figure, names: Sequence[str], reference: np.ndarray | None, found: Sequence[np.ndarray]) -> None:
