@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORST, OVERLAYS, ACTIVATION = "worst", "overlays", "activation"
 SECTIONS = (WORST, OVERLAYS, ACTIVATION)
-_COLOURS = (
+COLOURS = (
     "#0b6e99", "#c8553d", "#4a7c3a", "#7d4f9e", "#b8860b", "#555555", "#3fb8af", "#e377a2", "#8c6d31", "#9fc131",
     "#1f2d86", "#ff9f40",
 )  # fmt: skip
@@ -56,7 +56,7 @@ def _curves(axes: Any, rows: Any) -> None:
     models = rows[(rows.model != IMAGE_BLIND) & (rows.region == "all")]
     several_models = models.model.nunique() > 1
     for colour, ((model, training), group) in zip(
-        np.resize(np.array(_COLOURS), 100), models.groupby(["model", "training"], sort=False), strict=False
+        np.resize(np.array(COLOURS), 100), models.groupby(["model", "training"], sort=False), strict=False
     ):
         name = f"{model} {training}" if several_models else training
         for threat in dict.fromkeys(group[group.attack == WORST_CASE].threat):
@@ -130,9 +130,14 @@ class Gallery:
 
 def png(figure: Figure) -> str:
     """A figure as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode()
+
+
+def png_bytes(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as what a PNG file holds."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 def sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
@@ -153,5 +158,14 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.heat is not None:
         axes.imshow(panel.heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * panel.heat, interpolation="bilinear")
     for mask, colour in panel.outlines:
-        if mask.any():
-            axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)
+        outline(axes, mask, colour)
+
+
+def outline(axes: Any, mask: np.ndarray, colour: str, style: str = "-", width: float = 1.1) -> None:
+    """The contour of a mask ``(H, W)`` over its picture, closed where the mask touches the border; none of nothing."""
+    if mask.any():
+        rows, columns = (np.arange(-1, length + 1) for length in mask.shape)
+        framed = np.pad(mask.astype(float), 1)
+        limits = axes.axis()
+        axes.contour(columns, rows, framed, levels=[0.5], colors=[colour], linestyles=[style], linewidths=width)
+        axes.axis(limits)
