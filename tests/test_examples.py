@@ -11,7 +11,10 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # what the output of a script says, and a file it leaves; every script has a line here
-EXPECTED = {"robust_validation": ("pgd-at: best robust Dice 0.", "pgd-at/val_mean_dice_robust_raw.csv")}
+EXPECTED = {
+    "ct_bundle": ("and out/organ.nii.gz", "bundle/models/model.pt"),
+    "robust_validation": ("pgd-at: best robust Dice 0.", "pgd-at/val_mean_dice_robust_raw.csv"),
+}
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)

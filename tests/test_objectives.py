@@ -414,3 +414,14 @@ def test_make_objective_takes_names_objectives_and_losses():
 def test_auto_is_dice_on_voxels_and_cross_entropy_on_images(kind, expected):
     attack = create("pgd", setting(kind).estimator, eps=0.1, objective="auto", targeted=True)
     assert type(attack._objective) is expected and attack._objective.targeted
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("make", [CrossEntropy, SoftDice])
+def test_a_sure_model_of_two_classes_still_has_a_gradient(make, sign):
+    # the difference of the logits is 30, so one of the probabilities is 1 in float32
+    logits = torch.tensor([-15.0, 15.0])[None, :, None, None].mul(sign).repeat(1, 1, 2, 2).requires_grad_()
+    target = torch.ones(1, 2, 2, dtype=torch.int64)
+    objective = make(Multiclass(2, background=0))
+    (grad,) = torch.autograd.grad(objective(logits, target, valid=target > 0).sum(), logits)
+    assert bool((grad[:, 1] < 0).all())

@@ -90,7 +90,8 @@ def per_voxel_cross_entropy(decision: Decision, output: Tensor, target: Tensor) 
         if decision.channels > 2:
             return F.cross_entropy(output, target, reduction="none")
         output = log_odds(output)  # the same number at half the cost
-    return F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
+    # torch's binary cross-entropy has the gradient p - 1 where the target is 1, which a sure model rounds to 0
+    return F.softplus(output * (1 - 2 * target.to(output.dtype)))
 
 
 def kullback_leibler(decision: Decision, first: Tensor, second: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medadv.decisions import Decision, Multiclass, Multilabel, select_channels
 from medadv.metrics import voxels_in
@@ -183,7 +184,8 @@ class SoftDice(SummedObjective):
         channels = self.decision.foreground
         mask = select_channels(self.decision.voxelwise(valid), channels)
         if isinstance(self.decision, Multiclass) and self.decision.channels == 2 and channels == (1,):
-            p = log_odds(output).sigmoid()[:, None]  # what softmax gives, at a fraction of its cost
+            # what softmax gives at a fraction of its cost; sigmoid itself has no gradient where a model is sure
+            p = F.logsigmoid(log_odds(output)).exp()[:, None]
         else:
             p = select_channels(self.decision.probabilities(output), channels)
         return _overlaps(p, self.decision.one_hot(target, channels), mask).flatten(1)
