@@ -198,6 +198,11 @@ class Problem:
     def best(self, best: Best | None) -> None:
         self._best = best
 
+    @property
+    def kept(self) -> Best | None:
+        """The images kept so far, without a further look at the model."""
+        return self._best
+
     def _differentiate(
         self, x_adv: Tensor, target: Tensor, valid: Tensor, progress: float, through: Through | None
     ) -> tuple[Any, Tensor, Tensor]:

@@ -93,9 +93,14 @@ class FrameworkAttack(CatalogueAttack):
 
     def solved(self, batch: Batch) -> Problem:
         """The problem of a batch after the search; its ``best`` is what :meth:`perturb` returns, not yet verified."""
-        problem = self.problem_of(batch)
+        self.running = problem = self.problem_of(batch)
         self._search.run(problem, batch.ids)
         return problem
+
+    @property
+    def looks(self) -> int:
+        """How often a batch is looked at, at most."""
+        return self._search.looks
 
     def _solve(self, batch: Batch) -> Solution:
         return solution_of(self.solved(batch))

@@ -26,6 +26,11 @@ class Search(ABC):
     restarts: int = 1
     seed: int = 0
 
+    @property
+    def looks(self) -> int:
+        """How often it looks at the model, about: each step of each run, and each end point."""
+        return (self.steps + 1) * max(1, self.restarts)
+
     def run(self, problem: Problem, ids: Sequence[object]) -> None:
         """Solves the problem; what it found is ``problem.best``."""
         for restart in range(max(1, self.restarts)):
