@@ -1,9 +1,10 @@
-"""``medadv bench``, ``medadv suites``, ``medadv attacks``, ``medadv tables``, ``medadv strength``, ``medadv cost``."""
+"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``strength``, ``cost``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", type=Path, help="folder for the results; default: runs/SUITE-DATE")
     bench.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
     bench.add_argument("--save-adversarials", action="store_true", help="also save the worst-case images")
+    _add_attack(commands.add_parser("attack", help="attack scans of a MONAI bundle or network, from file to file"))
     commands.add_parser("suites", help="list the suites")
     attacks = commands.add_parser("attacks", help="list the attacks, or check them all on tiny models")
     attacks.add_argument("names", nargs="*", help="attacks to list or check; default: all")
@@ -52,6 +54,35 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_attack(attack: argparse.ArgumentParser) -> None:
+    model = attack.add_argument_group("the model")
+    given = model.add_mutually_exclusive_group(required=True)
+    given.add_argument("--bundle", type=Path, help="folder of a MONAI bundle")
+    given.add_argument("--network", type=Path, help="JSON or YAML file that describes a network as bundles do")
+    model.add_argument("--checkpoint", type=Path, help="weights; needed with --network")
+    model.add_argument("--trust", action="store_true", help="run the code that the bundle holds")
+    model.add_argument("--decision", choices=("softmax", "sigmoid"), help="of --network, where its file does not say")
+    model.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                       help="of --network without preprocessing: values that become 0 to 1")  # fmt: skip
+    model.add_argument("--unit", help="of --network: unit of the stored values, such as HU")
+    cases = attack.add_argument_group("the cases")
+    several = cases.add_mutually_exclusive_group(required=True)
+    several.add_argument("--image", type=Path, nargs="+", help="file, DICOM folder, a file per channel, or a folder")
+    several.add_argument("--datalist", type=Path, help="JSON list of cases")
+    cases.add_argument("--section", help="which list of the datalist")
+    cases.add_argument("--label", help="segmentation file (of --image FOLDER: folder), or numbers of the diagnosis")
+    cases.add_argument("--extra", action="append", default=[], metavar="KEY=FILE", help="a mask the network sees")
+    cases.add_argument("--region", type=Path, help="mask of where the image may change")
+    what = attack.add_argument_group("the attack")
+    what.add_argument("--attack", default="pgd-dice", help="name (see 'medadv attacks'); default: pgd-dice")
+    what.add_argument("--eps", help="budget, such as '10 HU' or '8/255'")
+    what.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="such as max_iter=40")
+    what.add_argument("--storage", help="dtype of the adversarial image, such as int16; default: as the file")
+    what.add_argument("--statistics", choices=("differentiated", "frozen"), default="differentiated")
+    what.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm; default: 1")
+    attack.add_argument("--out", type=Path, required=True, help="folder for the results")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; 0 if it worked, 2 with one sentence on stderr if what was asked for can't be right."""
     given = parser().parse_args(arguments)
@@ -60,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"medadv: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"medadv: {str(interrupt) or 'interrupted.'}", file=sys.stderr)
+        return 130
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -75,6 +109,28 @@ def _bench(given: argparse.Namespace) -> int:
         print(board.compare().drop(columns=["dataset", "ci_unit"]).to_string(index=False))
     print(f"\n{out / 'leaderboard.csv'}\n{out / 'report.html'}")
     return 0
+
+
+def _attack(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.file_attack import TABLE, FileAttack, summary
+    from medadv.benchmarks.file_options import cases_given, deployment_given, named_values
+
+    warnings.filterwarnings("ignore", module=r"monai\.")  # of arguments that the bundle chose
+    deployment = deployment_given(given)
+    attack = FileAttack(
+        deployment=deployment, attack=recipe_of(given.attack).name, eps=given.eps,
+        options=named_values("--option", given.option), storage=given.storage, statistics=given.statistics,
+        tolerance=given.tolerance,
+    )  # fmt: skip
+    table = attack.run(cases_given(given, deployment), given.out)
+    shown = summary(table)
+    with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
+        print((shown if len(shown) else table).T.to_string(header=False))
+    print(f"\n{given.out / TABLE}")
+    failed = table[table["error"].notna()] if "error" in table else table.iloc[:0]
+    for row in failed.itertuples():
+        print(f"medadv: {row.case}: {row.error}", file=sys.stderr)
+    return 1 if len(failed) else 0
 
 
 def _suites(given: argparse.Namespace) -> int:
@@ -146,5 +202,6 @@ def _tables(given: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "bench": _bench, "suites": _suites, "attacks": _attacks, "tables": _tables, "strength": _strength, "cost": _cost,
+    "bench": _bench, "attack": _attack, "suites": _suites, "attacks": _attacks, "tables": _tables,
+    "strength": _strength, "cost": _cost,
 }  # fmt: skip

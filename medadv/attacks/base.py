@@ -111,6 +111,9 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     budget: Budget | None
     norm: Any
+    # how often a batch is looked at, at most, and the problem at work, where an attack has one
+    looks: int | None = None
+    running: Any = None
 
     def __init__(
         self,
