@@ -2,16 +2,19 @@
 
 from medadv.adapters.bundle_files import BundleError
 from medadv.adapters.bundles import from_bundle
+from medadv.adapters.cases import Case, case_of
 from medadv.adapters.deployments import Deployment
 from medadv.adapters.estimators import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.adapters.torchattacks import TorchAttack
 
 __all__ = [
     "BundleError",
+    "Case",
     "Deployment",
     "MonaiClassifier",
     "MonaiMultilabelClassifier",
     "MonaiSegmenter",
     "TorchAttack",
+    "case_of",
     "from_bundle",
 ]

@@ -55,7 +55,8 @@ def from_network_file(
     elif window is not None:
         raise BundleError(f"{path.name} has preprocessing of its own, so no window can be given; leave it out.")
     if activation is not None:
-        given.setdefault("postprocessing", [Activationsd(_PREDICTION, **{activation: True})])
+        softmax = activation == "softmax"
+        given.setdefault("postprocessing", [Activationsd(_PREDICTION, softmax=softmax, sigmoid=not softmax)])
     with TemporaryDirectory() as folder:
         configs = Path(folder) / path.stem / "configs"
         configs.mkdir(parents=True)
@@ -64,4 +65,7 @@ def from_network_file(
 
 
 def _windowed(window: Sequence[float] | None) -> list[Any]:
-    return [] if window is None else [ScaleIntensityRanged("image", *window, 0.0, 1.0, clip=True)]
+    if window is None:
+        return []
+    low, high = window
+    return [ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)]

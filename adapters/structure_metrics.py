@@ -75,10 +75,10 @@ def _surfaces(
     for axis in range(union.ndim):
         places = np.flatnonzero(union.any(tuple(a for a in range(union.ndim) if a != axis)))
         box.append(slice(int(places[0]), int(places[-1]) + 1))
-    masks = [torch.from_numpy(np.pad(mask[tuple(box)], 1))[None, None] for mask in (prediction, reference)]
+    one, other = (torch.from_numpy(np.pad(mask[tuple(box)], 1))[None, None] for mask in (prediction, reference))
     sizes = [float(size) for size in spacing]
-    surface = compute_surface_dice(*masks, [tolerance], include_background=True, spacing=sizes)
-    distance = compute_hausdorff_distance(*masks, include_background=True, percentile=PERCENTILE, spacing=sizes)
+    surface = compute_surface_dice(one, other, [tolerance], include_background=True, spacing=sizes)
+    distance = compute_hausdorff_distance(one, other, include_background=True, percentile=PERCENTILE, spacing=sizes)
     return float(surface[0, 0]), float(distance[0, 0])
 
 

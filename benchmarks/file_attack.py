@@ -175,14 +175,14 @@ def _region(case: Case, path: Path | None) -> np.ndarray | None:
     """Where the image may change: where the case allows it and, if given, inside a mask."""
     if path is None:
         return case.region
-    mask = np.asarray(LoadImage(image_only=True, ensure_channel_first=True)(str(path))) > 0
+    mask: np.ndarray = np.asarray(LoadImage(image_only=True, ensure_channel_first=True)(str(path))).astype(bool)
     sides = tuple(case.scan.image.shape[1:])
     if mask.shape[1:] != sides or not mask.any():
         raise ValueError(
             f"region {path.name} has shape {mask.shape[1:]} and {int(mask.sum())} voxels; give a mask of shape {sides} "
             "with some."
         )
-    inside = mask.any(0)[None, None]
+    inside = np.expand_dims(mask.any(0), (0, 1))
     return inside if case.region is None else inside & case.region
 
 

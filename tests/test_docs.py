@@ -135,6 +135,14 @@ def test_the_examples_of_the_training_page_run_in_order(tmp_path, monkeypatch, c
     assert (tmp_path / "trades.pt").exists()
 
 
+def test_the_examples_of_the_files_page_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "files.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(block, "files.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-2:] == ["HU True True", "True"]
+    assert (tmp_path / "out" / "scan_adversarial.nii.gz").is_file()
+
+
 def test_the_examples_of_the_bundles_page_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope: dict = {}

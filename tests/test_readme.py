@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import configparser
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from medadv.benchmarks.cli import main
 from medadv.benchmarks.suites import suite_names
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +60,16 @@ def test_citation_and_version_agree():
     setup.read(ROOT / "setup.cfg")
     medadv = pytest.importorskip("medadv")
     assert citation["version"] == setup["metadata"]["version"] == medadv.__version__
+
+
+def test_the_ct_example_runs_from_an_empty_folder_in_the_words_of_the_readme(tmp_path, monkeypatch):
+    block = next(b for b in blocks("bash") if "medadv attack" in b)
+    script, attack = block.replace("\\\n", " ").strip().splitlines()
+    monkeypatch.chdir(tmp_path)
+    words = script.split()
+    assert words[0] == "python"
+    subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], check=True, timeout=300)
+    assert main(shlex.split(attack)[1:]) == 0
+    table = pd.read_csv(tmp_path / "work" / "attacked" / "attack.csv")
+    assert table["dice_before"].item() > 0.85 and table["dice_after"].item() < 0.7 and table["linf"].item() == 10
+    assert (tmp_path / "work" / "attacked" / "scan" / "figure.png").is_file()

@@ -111,8 +111,7 @@ class CatalogueAttack(EvasionAttack, ABC):
 
     budget: Budget | None
     norm: Any
-    # how often a batch is looked at, at most, and the problem at work, where an attack has one
-    looks: int | None = None
+    # the problem at work, where an attack has one
     running: Any = None
 
     def __init__(
@@ -190,6 +189,11 @@ class CatalogueAttack(EvasionAttack, ABC):
         if kind is None:
             raise TypeError(f"attack {self.name!r} has no budget; leave eps out.")
         return kind.budget(eps, self.victim.intensity)
+
+    @property
+    def looks(self) -> int | None:
+        """How often a batch is looked at, at most; None where that is not known beforehand."""
+        return None
 
     def _prepare(self) -> None:
         """What a subclass builds from its checked parameters."""
