@@ -78,7 +78,7 @@ class FileAttack:
         for number, files in enumerate(tqdm(cases, desc="cases", disable=not self.progress or len(cases) < 2)):
             try:
                 rows += self.one(files, out / files.name)
-            except (ValueError, TypeError, OSError) as error:
+            except (ValueError, TypeError, OSError, RuntimeError) as error:
                 rows.append({"case": files.name, "error": str(error)})
             except KeyboardInterrupt as interrupt:
                 said = str(interrupt) or f"interrupted at {files.name}"
