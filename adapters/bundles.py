@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
@@ -44,7 +44,7 @@ _INFERER = ("validate::inferer", "inferer")
 _POSTPROCESSING = ("validate::postprocessing", "postprocessing")
 _DECIDING = ("Activations", "AsDiscrete")
 
-Transforms = Sequence[DictTransform] | Compose
+Transforms: TypeAlias = Sequence[DictTransform] | Compose
 
 
 def from_bundle(
