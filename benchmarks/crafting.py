@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,30 +170,18 @@ def _facts(attack: CatalogueAttack) -> dict[str, Any]:
     }
 
 
-@dataclass
 class Memory:
-    """Adversarial images that several targets are shown, each made once.
+    """Adversarial images that several targets are shown, each made once and kept in memory."""
 
-    Args:
-        folder: where images wait; None: in memory.
-    """
-
-    folder: Path | None = None
-    _known: dict[str, Crafted] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._known: dict[str, Crafted] = {}
 
     def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
         """The images of an attack on a surrogate."""
         key = repr((surrogate.name, order.name, sorted(order.options.items()), order.region, order.wanted))
         if key not in self._known:
-            self._known[key] = self._kept(craft(surrogate.estimator, order, seen))
+            self._known[key] = craft(surrogate.estimator, order, seen)
         return self._known[key]
-
-    def _kept(self, made: Crafted) -> Crafted:
-        if self.folder is None:
-            return made
-        path = self.folder / f"{len(self._known)}.npy"
-        np.save(path, made.images)
-        return replace(made, images=np.load(path, mmap_mode="c"))
 
 
 @dataclass(frozen=True)

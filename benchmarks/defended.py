@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from medadv.benchmarks.crafting import GRAY_BOX, Crafted
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defences import OF_ONE_ATTACK, Defended, Row, frame_of
 from medadv.benchmarks.evaluate import Evaluator
-from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
+from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 
 UNAWARE, ADAPTIVE = "unaware", "adaptive"
@@ -137,65 +137,65 @@ def attacks_through(defence: Defended, attacks: Sequence[Planned], wanted: Seque
     return [planned for planned in fit if planned.label in wanted]
 
 
+@dataclass
 class DefenceTrials:
-    """Judges the images that an evaluation of the undefended model makes, and attacks every defence adaptively.
+    """A defended model, tried with the images of attacks on the undefended one and with attacks that look through it.
 
-    Args:
-        evaluators: per title a defended model.
-        attacks: per title the attacks it has to stand.
+    Attributes:
+        evaluator: of the defended model.
+        attacks: that it has to stand.
         keep_images: keep the adversarial images of every worst case.
     """
 
-    def __init__(
-        self,
-        evaluators: Mapping[str, DefendedEvaluator],
-        attacks: Mapping[str, Sequence[Planned]],
-        *,
-        keep_images: bool = False,
-    ) -> None:
-        self.keep_images = keep_images
-        self.evaluators = evaluators
-        self.attacks = attacks
-        self.found: dict[str, list[Outcome]] = {title: [] for title in evaluators}
-        self._gaps: dict[str, float] = dict.fromkeys(evaluators, 0.0)
+    evaluator: DefendedEvaluator
+    attacks: Sequence[Planned]
+    keep_images: bool = False
 
-    def see(self, planned: Planned, crafted: Crafted, eps: float | str | None) -> None:
-        """To be called with the images of each attack on the undefended model."""
-        for title, evaluator in self.evaluators.items():
-            if planned.name == "noise":
-                self.found[title].append(evaluator.judge(planned, crafted, keep_images=self.keep_images))
-            elif planned.label in [known.label for known in self.attacks[title]]:
-                self._try(title, evaluator, planned, crafted, eps)
+    def concerned(self, planned: Planned) -> bool:
+        """Whether an attack on the undefended model is tried here."""
+        return planned.name == "noise" or planned.label in [known.label for known in self.attacks]
 
-    def _try(
-        self, title: str, evaluator: DefendedEvaluator, planned: Planned, crafted: Crafted, eps: float | str | None
-    ) -> None:
+    def tried(self, planned: Planned, crafted: Crafted, eps: float | str | None) -> list[Outcome]:
+        """Outcomes of one attack: its images on the undefended model shown here, and the same attack adapted.
+
+        Args:
+            planned: one of the attacks that concern this model.
+            crafted: its images on the undefended model.
+            eps: its budget; None: its own.
+        """
         keep = self.keep_images
+        if planned.name == "noise":
+            return [self.evaluator.judge(planned, crafted, keep_images=keep)]
         named = {"attack": f"{planned.label} ({UNAWARE})", "access": GRAY_BOX}
-        unaware = evaluator.judge(planned, crafted, keep_images=keep, **named)
-        adaptive = evaluator.through(planned, eps, keep_images=keep)
-        self.found[title] += [unaware, adaptive]
-        gap = float(np.nanmean(adaptive.scores) - np.nanmean(unaware.scores))
-        self._gaps[title] = max(self._gaps[title], gap)
+        unaware = self.evaluator.judge(planned, crafted, keep_images=keep, **named)
+        return [unaware, self.evaluator.through(planned, eps, keep_images=keep)]
 
-    def evaluations(self) -> dict[str, Evaluation]:
-        """Per title all outcomes, each budget closed by the worst case per threat set, as for undefended models."""
-        return {title: self._evaluation(title) for title in self.evaluators}
+    def evaluation(self, found: Sequence[Outcome], failures: Sequence[Failure] = ()) -> Evaluation:
+        """All outcomes, each budget closed by the worst case per threat set, as for undefended models.
 
-    def _evaluation(self, title: str) -> Evaluation:
-        evaluator, found = self.evaluators[title], self.found[title]
-        outcomes = [evaluator.clean]
-        for group in dict.fromkeys((outcome.threat, outcome.region, outcome.eps) for outcome in found):
-            of_group = [outcome for outcome in found if (outcome.threat, outcome.region, outcome.eps) == group]
-            worst = evaluator.worst_case(of_group)
+        Args:
+            found: of :meth:`tried`, in the order of the attacks.
+            failures: attacks that raised.
+        """
+        outcomes = [self.evaluator.clean]
+        for group in dict.fromkeys(outcome.threat_set for outcome in found):
+            of_group = [outcome for outcome in found if outcome.threat_set == group]
+            worst = self.evaluator.worst_case(of_group)
+            worst.flags = (*worst.flags, *(f"without-failed={failure.attack}" for failure in failures))
             # cases that nothing turned show the first image tried, so shares of alarms would tell nothing there
             worst.endpoints = worst.endpoints[~worst.endpoints.endpoint.isin(OF_ONE_ATTACK)]
             for outcome in of_group:
                 outcome.images = None  # kept once, in the worst case
             outcomes += [*of_group, worst]
-        gap = self._gaps[title]
-        # an attack that knows more and finds less has not been adapted well enough, and the number is too good
-        weaker = Finding("adaptive", gap, f"adaptive-weaker=+{gap:.3f}" if gap > _TOLERANCE else "")
-        return Evaluation(
-            evaluator.data, evaluator.cases, evaluator.defence.segments, outcomes, [*evaluator.findings(), weaker]
-        )
+        data, cases, segments = self.evaluator.data, self.evaluator.cases, self.evaluator.defence.segments
+        findings = [*self.evaluator.findings(), _weaker(found)]
+        return Evaluation(data, cases, segments, outcomes, findings, list(failures))
+
+
+def _weaker(found: Sequence[Outcome]) -> Finding:
+    """An attack that knows more and finds less has not been adapted well enough, and the number is too good."""
+    gap = 0.0
+    for unaware, adaptive in zip(found, found[1:], strict=False):
+        if unaware.attack.endswith(f"({UNAWARE})"):
+            gap = max(gap, float(np.nanmean(adaptive.scores) - np.nanmean(unaware.scores)))
+    return Finding("adaptive", gap, f"adaptive-weaker=+{gap:.3f}" if gap > _TOLERANCE else "")

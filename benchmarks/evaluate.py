@@ -13,13 +13,13 @@ import torch
 from monai.metrics import SSIMMetric
 from torch import Tensor
 
-from medadv.benchmarks.corruptions import PREFIX, SEVERITIES, chosen, corrupted
+from medadv.benchmarks.corruptions import PREFIX, corrupted
 from medadv.benchmarks.crafting import NEEDS, Crafted, Order, Seen, craft
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator, reference_of
 from medadv.benchmarks.monai_metrics import MonaiMetrics
-from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
+from medadv.benchmarks.outcomes import Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
 from medadv.decisions import Decision
@@ -46,12 +46,14 @@ class Evaluator:
         hd95: of segmentations also the 95th percentile of the Hausdorff distance.
         bands: how many bands of frequencies the energy of each perturbation is told for; None: not told.
         metrics: of ``monai.metrics``, by name, that become endpoints of each case.
+        clean: gives the outcome without an attack, from one kept before or by what it is called with.
     """
 
     def __init__(
         self, estimator: Estimator, data: Dataset, *, batch_size: int = 32, seed: int = 0,
         test_cases: int | None = None, hd95: bool = False, bands: int | None = None,
         metrics: Mapping[str, Any] | None = None,
+        clean: Callable[[Callable[[], Outcome]], Outcome] = lambda make: make(),
     ) -> None:  # fmt: skip
         self.estimator = estimator
         self.data = data
@@ -74,7 +76,7 @@ class Evaluator:
             metrics or {}, self.decision, class_names(data, self.decision), segments=estimator.segments,
             spacing=data.spacing,
         )  # fmt: skip
-        self.clean = self._clean()
+        self.clean = clean(self._clean)
 
     def _endpoint_table(self) -> EndpointTable:
         spacing = self.data.spacing
@@ -283,6 +285,7 @@ class Evaluator:
             seconds=sum(o.seconds for o in outcomes),
             worst_attack=[outcomes[i].attack for i in chosen],
             images=images,
+            flags=tuple(dict.fromkeys(flag for outcome in outcomes for flag in outcome.flags)),
         )
 
     def _ranking(self, outcome: Outcome) -> np.ndarray:
@@ -322,73 +325,3 @@ def structural_similarity(x_adv: Tensor, x: Tensor, intensity: Intensity) -> np.
     metric = SSIMMetric(spatial_dims=dims, data_range=max(intensity.widths), kernel_type=kernel, win_size=window)
     values = [torch.as_tensor(metric(a[None].float(), b[None].float())).flatten()[0] for a, b in zip(x_adv, x)]
     return torch.stack(values).double().numpy()
-
-
-def evaluate_estimator(
-    estimator: Estimator,
-    data: Dataset,
-    attacks: Sequence[Planned],
-    budgets: Sequence[float | str],
-    *,
-    batch_size: int = 32,
-    seed: int = 0,
-    test_cases: int | None = None,
-    keep_images: bool = False,
-    hd95: bool = False,
-    bands: int | None = None,
-    corruptions: str | Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    on_attack: Callable[[str], None] = lambda done: None,
-    on_images: Callable[[Planned, Crafted, float | str | None], None] = lambda planned, crafted, eps: None,
-) -> Evaluation:
-    """All attacks at all budgets, and per budget, threat set and region the worst case.
-
-    Args:
-        estimator: a medadv estimator.
-        data: its test cases are attacked.
-        attacks: what to run; noise is added if it is missing.
-        budgets: as :meth:`~medadv.intensities.Intensity.budget` reads them; 0 is the clean row that is always there.
-            Attacks whose threat is no ball, or that have ``eps`` among their options, run once, at their own budget.
-        batch_size, seed, test_cases, bands: as in :class:`Evaluator`.
-        keep_images: keep the adversarial images of every worst case.
-        hd95: as in :class:`Evaluator`.
-        corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
-            1 to 5 beside the attacks.
-        metrics: as in :class:`Evaluator`.
-        on_attack: called with a line of progress after each attack and corruption.
-        on_images: called with the images of each attack and its budget, before they are let go.
-    """
-    evaluator = Evaluator(
-        estimator, data, batch_size=batch_size, seed=seed, test_cases=test_cases, hd95=hd95, bands=bands,
-        metrics=metrics,
-    )  # fmt: skip
-    outcomes = [evaluator.clean]
-    planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
-    positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
-
-    def run(eps: float | str | None, own_budget: bool) -> list[Outcome]:
-        found = []
-        for attack in planned:
-            if attack.has_own_budget == own_budget:
-                crafted = evaluator.craft(attack, eps)
-                found.append(evaluator.judge(attack, crafted, keep_images=keep_images))
-                on_images(attack, crafted, eps)
-                on_attack(f"{attack.label} at {'its own budget' if eps is None else eps}")
-        return found
-
-    own = run(None, own_budget=True)
-    for eps in positive:
-        found = run(eps, own_budget=False)
-        threats = {outcome.threat_set for outcome in found}
-        joining = [outcome for outcome in own if outcome.threat_set in threats]
-        outcomes += [*found, *evaluator.worst_cases([*found, *joining])]
-        for outcome in found:
-            outcome.images = None  # kept once, in the worst case
-    known = {outcome.threat_set for outcome in outcomes}
-    outcomes += [*own, *evaluator.worst_cases([outcome for outcome in own if outcome.threat_set not in known])]
-    for outcome in own:
-        outcome.images = None
-    for name in chosen(corruptions):
-        outcomes += [evaluator.corrupt(name, severity) for severity in SEVERITIES]
-        on_attack(name)
-    return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ import pandas as pd
 
 from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
+from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.monai_metrics import summary
+from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome
 from medadv.benchmarks.statistics import mean_interval, paired_difference
 from medadv.diagnostics import monotone
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
     "surrogate", "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
     "empty_policy", "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf",
-    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
+    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags", "error",
 )  # fmt: skip
 _MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
 _ATTACK_KEY = ["attack", "threat", "region", "eps", "unit"]
@@ -74,10 +76,21 @@ class Leaderboard:
             cases.append(_case_rows(key, evaluation, outcome))
             endpoints.append(outcome.endpoints.assign(**key)[[*key, *outcome.endpoints.columns]])
             bands.append(_band_rows(key, evaluation.cases, outcome))
+        rows += [_failed_row(entry, evaluation.data, evaluation.cases, failure) for failure in evaluation.failures]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         findings = [finding.flag for finding in evaluation.findings if finding.flag]
         self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
         self.bands = _appended(self.bands, bands)
+
+    def add_failures(self, entry: Entry, data: Dataset, cases: Cases, failures: Sequence[Failure]) -> None:
+        """Adds rows of what raised, with the reason in column ``error`` and no score."""
+        rows = [_failed_row(entry, data, cases, failure) for failure in failures]
+        self._extend(_flagged(pd.DataFrame(rows, columns=list(COLUMNS)), [*entry.flags]), [], [])
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows of what raised."""
+        return self.frame[self.frame.error != ""]
 
     def add_image_blind(
         self, entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray, endpoints: pd.DataFrame | None = None
@@ -201,7 +214,17 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
         "success_rate": success, "success_rule": rule,
         "linf": float(outcome.linf.max()), "l2_rms": float(outcome.l2_rms.mean()), "ssim": float(outcome.ssim.mean()),
         "forward_passes": outcome.passes.forward, "backward_passes": outcome.passes.backward, "queries": queries,
-        "seconds": round(outcome.seconds, 3), "flags": "ci-bound" if interval.bound else "",
+        "seconds": round(outcome.seconds, 3),
+        "flags": _joined("ci-bound" if interval.bound else "", *outcome.flags), "error": "",
+    }  # fmt: skip
+
+
+def _failed_row(entry: Entry, data: Dataset, cases: Cases, failure: Failure) -> dict[str, Any]:
+    return {
+        **_described(entry, data, cases, data.task == "segmentation"),
+        "n_unscored": len(cases), "attack": failure.attack, "access": failure.access, "surrogate": "none",
+        "threat": "none", "region": "all", "targeted": False, "eps": failure.eps, "eps_fraction": failure.fraction,
+        "flags": "failed", "error": failure.reason,
     }  # fmt: skip
 
 
@@ -233,7 +256,7 @@ def _blind_row(entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) ->
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
         "success_rate": 0.0, "success_rule": "no attack changes a model that does not look",
         "linf": 0.0, "l2_rms": 0.0, "ssim": 1.0, "forward_passes": 0, "backward_passes": 0, "queries": 0,
-        "seconds": 0.0, "flags": "ci-bound" if interval.bound else "",
+        "seconds": 0.0, "flags": "ci-bound" if interval.bound else "", "error": "",
     }  # fmt: skip
 
 
@@ -288,8 +311,8 @@ def _band_rows(key: dict[str, Any], cases: Cases, outcome: Outcome) -> pd.DataFr
 def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
     """Adds the flags of the model, and of each attack whose score rises with the budget."""
     frame = frame.copy()
-    clean = frame[frame.attack == NO_ATTACK]
-    for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat", "region"]):
+    clean = frame[(frame.attack == NO_ATTACK) & (frame.error == "")]
+    for _, rows in frame[(frame.attack != NO_ATTACK) & (frame.error == "")].groupby(["attack", "threat", "region"]):
         curve = pd.concat([clean, rows])
         # what is meant to be worse and is not tells of the attack; a corruption is no attack
         if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):

@@ -72,6 +72,7 @@ class Outcome:
             :class:`~medadv.benchmarks.survey_endpoints.SurveyMeasures`.
         measures: the values of the latter.
         verdict: what a defence said of each image, ``(N,)``; None without one.
+        flags: what the table is to say of this row.
         unit: of ``eps``; None: that of the images.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
@@ -103,6 +104,7 @@ class Outcome:
     band_shares: np.ndarray | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     verdict: np.ndarray | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def threat_set(self) -> tuple[str, str, float]:
@@ -110,15 +112,34 @@ class Outcome:
         return self.threat, self.region, self.eps
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An attack that raised.
+
+    Attributes:
+        attack: how the tables call it.
+        reason: the error, one sentence.
+        access: what the attacker would have needed.
+        eps: the budget in data units, NaN where it was one of its own; ``fraction``: as a share of the window.
+    """
+
+    attack: str
+    reason: str
+    access: str = "none"
+    eps: float = np.nan
+    fraction: float = np.nan
+
+
 @dataclass
 class Evaluation:
-    """All outcomes of one estimator on the test cases of a data set."""
+    """All outcomes of one estimator on the test cases of a data set, and the attacks that raised."""
 
     data: Dataset
     cases: Cases
     segments: bool
     outcomes: list[Outcome]
     findings: list[Finding]
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def clean(self) -> Outcome:

@@ -9,9 +9,10 @@ import torch
 
 from medadv.benchmarks.activation_maps import ActivationMaps, NoFeatureMapError
 from medadv.benchmarks.endpoints import signed_scores
-from medadv.benchmarks.evaluate import WORST_CASE, Evaluation, Outcome, class_names
+from medadv.benchmarks.evaluate import WORST_CASE, class_names
 from medadv.benchmarks.figures import ACTIVATION, OVERLAYS, WORST, Gallery, Panel, sheet
 from medadv.benchmarks.models import Estimator
+from medadv.benchmarks.outcomes import Evaluation, Outcome
 
 _SHOWN = 3
 _REFERENCE, _DIAGNOSIS = "#3ddc55", "#ff4040"

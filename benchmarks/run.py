@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints, image_blind_scores
-from medadv.benchmarks.corruptions import check_modality, chosen
-from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Memory, Surrogate
+from medadv.benchmarks.bench import TargetBench, TaskBench
+from medadv.benchmarks.cell_store import Cell, now_in
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.defences import Defended, build_defence
-from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
-from medadv.benchmarks.evaluate import IMAGE_BLIND, Evaluation, Planned, evaluate_estimator
+from medadv.benchmarks.distribution import Cluster
+from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK
+from medadv.benchmarks.figures import Gallery
+from medadv.benchmarks.jobs import RunSettings, compute, reason_of
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
-from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
+from medadv.benchmarks.models import Estimator, weights_sha256
+from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
-from medadv.benchmarks.resume import begin
-from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials
+from medadv.benchmarks.store import (
+    check_same_suite,
+    prepare_folder,
+    provenance,
+    write_adversarials,
+    write_pictures,
+    write_tables,
+)
 from medadv.benchmarks.suites import Suite, TaskSpec, load_suite
 from medadv.benchmarks.survey_render import write_survey
-from medadv.benchmarks.trainings import train_all
+from medadv.benchmarks.trainings import Networks, Trained
+from medadv.benchmarks.trials import Corruption, Trial, evaluate_estimator
 
-Trained = tuple[str, str]  # names of model and training
+T = TypeVar("T")
 
 
 def evaluate(
@@ -110,169 +117,176 @@ def run_suite(
     data_root: str | Path | None = None,
     save_adversarials: bool = False,
     progress: bool = True,
+    threads: int | None = None,
+    force: bool = False,
+    keep_stale: bool = False,
+    cluster: Cluster | None = None,
 ) -> Leaderboard:
     """Runs a suite and writes its tables and report.
+
+    Every result is kept in ``cells/`` of the folder under a hash of all that decides it, as soon as it is there: a run
+    that was interrupted, or whose suite has changed, goes on with the same call and computes what is missing. What
+    raises becomes a row of the leaderboard with its reason in column ``error``; the rest goes on.
 
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
         out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``, ``models/`` and, where the suite
-            asks for it, ``transfer.csv`` and ``bands.csv``. Where it holds the same run, interrupted, that goes on:
-            finished tasks and trained networks are taken over.
+            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``, ``models/``, ``cells/`` and, where
+            the suite asks for it, ``transfer.csv`` and ``bands.csv``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
+        threads: of each cell, which they belong to: sums over other numbers of threads differ in the last digits;
+            default: those of the suite, else of torch.
+        force: compute everything again.
+        keep_stale: take results that other versions of the libraries have computed, and flag their rows ``stale``.
+        cluster: Dask workers that compute the cells; default: this process.
 
     Returns:
         The leaderboard.
 
     Raises:
-        ValueError: an unknown suite, data that are missing, a folder that can't be written or holds another run.
+        ValueError: an unknown suite, data that are missing, a folder that can't be written or holds another suite.
     """
     plan = suite if isinstance(suite, Suite) else load_suite(suite)
     if plan.needs_data_root and data_root is None:
         raise ValueError(f"suite {plan.name!r} needs data of your own; give their folder with --data-root.")
     folder = prepare_folder(Path(out))
-    if plan.threads is not None:
-        torch.set_num_threads(plan.threads)
-    run = _Run(plan, folder, data_root, save_adversarials, progress)
-    left = [task for task in plan.tasks if task.name not in run.progress.tasks]
-    for task in left:
-        run.task(task)
-        run.progress.keep_task(task.name, run.board)  # so that a later one that fails takes nothing with it
-        run.write()
-    if not left:
-        run.write()
+    check_same_suite(folder, plan)
+    settings = RunSettings(
+        plan, folder, data_root, threads=threads or plan.threads, keep_stale=keep_stale,
+        since=now_in(folder) if force else 0.0, keep_images=save_adversarials,
+    )  # fmt: skip
+    with settings.threaded():
+        run = _Run(settings, save_adversarials, progress)
+        if cluster is not None:
+            run.failed = compute(settings, cluster, bars=run.bars)
+        for task in plan.tasks:
+            run.task(task)
+            run.write()
     return run.board
 
 
 class _Run:
-    """One run of a suite: what is shared by its tasks."""
+    """One run of a suite: its tables and pictures, made of the results of its cells."""
 
-    def __init__(self, suite: Suite, folder: Path, data_root: str | Path | None, save: bool, progress: bool) -> None:
-        self.suite = suite
-        self.folder = folder
-        self.data_root = data_root
+    def __init__(self, settings: RunSettings, save: bool, progress: bool) -> None:
+        self.settings = settings
+        self.suite = settings.suite
+        self.folder = settings.folder
         self.save = save
         self.bars = progress and sys.stderr.isatty()
-        self.progress, self.board = begin(suite, folder)
+        self.store = settings.store()
+        self.store.tidy()
+        self.galleries: list[Gallery] = []
+        self.failed: dict[str, str] = {}  # what workers could not compute, and why, by the hash of the cell
+        told = {**provenance(), "suite": self.suite.model_dump(mode="json")}
+        self.board = Leaderboard(meta={**told, "data": {}, "weights": {}})
 
     def task(self, task: TaskSpec) -> None:
         """Trains and attacks all models of one task."""
-        data = datasets.load(task.data, seed=self.suite.seed, data_root=self.data_root, **task.data_options)
+        bench = self.settings.bench(task.name, self.store, bars=self.bars)
+        data, meta = bench.data, self.board.meta
+        meta["data"][task.name] = {
+            "name": data.name, "sha256": bench.sha256, "source": data.source, "notes": data.notes,
+        }  # fmt: skip
+        bench.check_defences()
+        self._image_blind(task, data)
+        for seed in bench.seeds:
+            compared = {
+                model.name: SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer) for model in task.models
+            }
+            for name in bench.networks(seed).names:
+                self._target(bench, name, seed, compared[name[0]])
+            for pictures in compared.values():
+                self.galleries += pictures.galleries()
+            bench.release(seed)
+
+    def _image_blind(self, task: TaskSpec, data: Dataset) -> None:
         cases = data.test.take(task.test_cases)
-        self.board.meta["data"][task.name] = {
-            "name": data.name,
-            "sha256": data.sha256,
-            "source": data.source,
-            "notes": data.notes,
-        }
-        check_modality(chosen(task.corruptions), data.intensity)
-        self._try_defences(task, data)
         blind = Entry(self.suite.name, task.name, IMAGE_BLIND, "none", None, self.suite.seed)
         constant = image_blind_diagnosis(data)
         endpoints = image_blind_endpoints(data, cases, constant, hd95=self.suite.hd95)
         self.board.add_image_blind(blind, data, cases, image_blind_scores(data, cases, constant), endpoints)
-        for seed in task.train_seeds or self.suite.train_seeds:
-            trained = self._train_all(task, data, seed)
-            compared = {
-                model.name: SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer) for model in task.models
-            }
-            # images made on one model wait here until all others have seen them
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".replayed-") as waiting:
-                memory = Memory(Path(waiting))
-                for target, estimator in trained.items():
-                    result = self._evaluate(task, target, trained, memory, data, seed)
-                    if attacked(result):
-                        compared[target[0]].add(target[1], estimator, result)
-            for pictures in compared.values():
-                self.progress.galleries += pictures.galleries()
 
-    def _train_all(self, task: TaskSpec, data: Dataset, seed: int) -> dict[Trained, Estimator]:
-        """All models of a task by name of model and training."""
-        networks = train_all(task, data, seed, self.progress, bars=self.bars)
-        for (model, name), (_, told) in networks.items():
-            label = f"{task.name}-{model}-{name}-{seed}"
-            if "recipe" in told:
-                self.board.meta.setdefault("training", {})[label] = told
-            self.board.meta["weights"][label] = self.progress.networks[label]["sha256"]
-        return {target: estimator for target, (estimator, _) in networks.items()}
-
-    def _defence(self, task: TaskSpec, title: str, estimator: Estimator, data: Dataset, *, fitted: bool) -> Defended:
-        spec = task.defences[title]
-        return build_defence(
-            spec.kind, spec.name or title, spec.options, estimator, data, batch_size=task.batch_size,
-            seed=self.suite.seed, fitted=fitted,
-        )  # fmt: skip
-
-    def _try_defences(self, task: TaskSpec, data: Dataset) -> None:
-        """Refuses defences that can't be right before anything is trained."""
-        own = [attack for attack in task.attacks if attack.surrogate is None]
-        attacks = [Planned(attack.name, attack.options, attack.title or "", wanted=attack.wanted) for attack in own]
-        for title, spec in task.defences.items():
-            for model in task.models:
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of a network that has learned nothing
-                        defence = self._defence(task, title, build_estimator(model, data), data, fitted=False)
-                    attacks_through(defence, attacks, spec.attacks)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"task {task.name!r}, defence {title!r}, model {model.name!r}: {error}") from None
-
-    def _trials(
-        self, task: TaskSpec, training: str, estimator: Estimator, data: Dataset, attacks: list[Planned]
-    ) -> DefenceTrials:
-        """The defences of one trained model."""
-        evaluators, through = {}, {}
-        for title, spec in task.defences.items():
-            if spec.trainings is None or training in spec.trainings:
-                defence = self._defence(task, title, estimator, data, fitted=True)
-                through[title] = attacks_through(defence, attacks, spec.attacks)
-                evaluators[title] = DefendedEvaluator(
-                    defence, data, batch_size=task.batch_size, seed=self.suite.seed, test_cases=task.test_cases,
-                    hd95=self.suite.hd95,
-                )  # fmt: skip
-        return DefenceTrials(evaluators, through, keep_images=self.save)
-
-    def _evaluate(
-        self, task: TaskSpec, target: Trained, trained: dict[Trained, Estimator], memory: Memory, data: Dataset,
-        seed: int,
-    ) -> Evaluation:  # fmt: skip
-        estimator, (model, name) = trained[target], target
-        attacks = planned_attacks(task, target, trained, memory)
-        once = sum(attack.has_own_budget for attack in attacks)
-        budgets = sum(estimator.intensity.budget(eps).eps > 0 for eps in self.suite.budgets)
-        total = budgets * (len(attacks) - once + 1) + once + len(chosen(task.corruptions))
-        trials = self._trials(task, name, estimator, data, attacks)
-        with tqdm(total=total, desc=f"attack {task.name} {model} {name}", disable=not self.bars) as bar:
-
-            def on_attack(done: str) -> None:
-                bar.set_postfix_str(done)
-                bar.update()
-
-            result = evaluate_estimator(
-                estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
-                test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, bands=self.suite.bands,
-                corruptions=task.corruptions, on_attack=on_attack, on_images=trials.see,
-            )  # fmt: skip
-        flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
-        entry = Entry(self.suite.name, task.name, model, name, seed, self.suite.seed, flags)
+    def _target(self, bench: TaskBench, name: Trained, seed: int, compared: SideBySide) -> None:
+        """One trained model, undefended and behind each defence."""
+        flags = ("single-train-seed",) if len(bench.seeds) == 1 else ()
+        entry = Entry(self.suite.name, bench.task.name, *name, seed, self.suite.seed, flags)
+        networks = bench.networks(seed)
+        known = self.failed.get(networks.cell(name).config)
+        try:
+            target = bench.target(name, seed) if known is None else None
+        except Exception as error:  # whatever a training raises, the other models go on
+            known = self.failed[networks.cell(name).config] = reason_of(error)
+            target = None
+        if target is None:
+            self._tell(f"training of {networks.label(name)}", str(known))
+            self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"training failed: {known}")])
+            return
+        self._describe(networks, name)
+        result = self._evaluated(target)
         self.board.add(entry, result)
-        self._keep_images(entry, result)
-        for title, defended in trials.evaluations().items():
-            behind = replace(entry, training=f"{name}+{title}")
+        if attacked(result):
+            if result.segments:
+                self.galleries.append(worst_cases(_label(entry), result))
+            compared.add(name[1], target.estimator, result)
+        self._save_images(entry, result)
+        self._defended(target, entry)
+        if not result.failures:
+            target.prune(result)
+
+    def _describe(self, networks: Networks, name: Trained) -> None:
+        network, label = networks[name], networks.label(name)
+        if "recipe" in network.told:
+            self.board.meta.setdefault("training", {})[label] = network.told
+        self.board.meta["weights"][label] = network.sha256
+
+    def _evaluated(self, target: TargetBench) -> Evaluation:
+        with tqdm(total=len(target.schedule.all), desc=f"attack {target.label}", disable=not self.bars) as bar:
+
+            def outcome_of(trial: Trial | Corruption) -> Outcome | Failure:
+                bar.set_postfix_str(trial.label)
+                found = self._attempted(target.cell(trial), lambda: target.with_images(trial))
+                bar.update()
+                return trial.failed(found, target.estimator.intensity) if isinstance(found, str) else found
+
+            return target.evaluation(outcome_of)
+
+    def _attempted(self, cell: Cell, compute: Callable[[], T]) -> T | str:
+        """A result, or why there is none."""
+        if cell.config in self.failed:
+            return self.failed[cell.config]
+        try:
+            return compute()
+        except Exception as error:  # whatever a cell raises, the others go on
+            self.failed[cell.config] = reason_of(error)
+            self._tell(cell.label, self.failed[cell.config])
+            return self.failed[cell.config]
+
+    @staticmethod
+    def _tell(what: str, reason: str) -> None:
+        print(f"medadv: {what} failed: {reason}", file=sys.stderr)
+
+    def _defended(self, target: TargetBench, entry: Entry) -> None:
+        for title, trials in target.defences.items():
+            found: list[Outcome] = []
+            failures: list[Failure] = []
+            for trial in target.schedule.attacks:
+                if trials.concerned(trial.planned):
+                    cell = target.defended_cell(title, trial)
+                    made = self._attempted(cell, partial(target.defended, title, trial))
+                    if isinstance(made, str):
+                        failures.append(trial.failed(made, target.estimator.intensity))
+                    else:
+                        found += made
+            behind = replace(entry, training=f"{entry.training}+{title}")
+            defended = trials.evaluation(found, failures)
             self.board.add(behind, defended)
             self.board.meta.setdefault("defences", {})[_label(behind)] = {
-                **trials.evaluators[title].defence.facts,
-                "attacks": [attack.label for attack in trials.attacks[title]],
-            }
+                **trials.evaluator.defence.facts, "attacks": [attack.label for attack in trials.attacks],
+            }  # fmt: skip
             self._save_images(behind, defended)
-        return result
-
-    def _keep_images(self, entry: Entry, result: Evaluation) -> None:
-        if result.segments and attacked(result):
-            self.progress.galleries.append(worst_cases(_label(entry), result))
-        self._save_images(entry, result)
 
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
@@ -282,39 +296,12 @@ class _Run:
                 write_adversarials(path, result.cases.ids, outcome.images)
 
     def write(self) -> None:
-        """Writes the survey's tables and the report of all tasks so far."""
+        """Writes the tables, the survey's tables and the report of all tasks so far."""
+        write_tables(self.board, self.folder)
+        write_pictures(self.galleries, self.folder)
         write_survey(self.board, self.folder)
-        write_report(self.board, self.progress.galleries, self.folder / "report.html")
+        write_report(self.board, self.galleries, self.folder / "report.html")
 
 
 def _label(entry: Entry) -> str:
     return f"{entry.task}-{entry.model}-{entry.training}-{entry.train_seed}"
-
-
-def planned_attacks(
-    task: TaskSpec, target: Trained, trained: Mapping[Trained, Estimator], memory: Memory
-) -> list[Planned]:
-    """The attacks of a task on one model, one for each surrogate where there are several.
-
-    Args:
-        task: what is asked for.
-        target: model and training that are attacked.
-        trained: all models of the task.
-        memory: of images that were made on surrogates.
-    """
-    planned = []
-    for spec in task.attacks:
-        plain = Planned(spec.name, spec.options, spec.title or "", spec.per_budget, None, spec.region, spec.wanted)
-        sources = [] if spec.surrogate is None else spec.surrogate.sources(target, trained)
-        for source in sources:
-            access = SEMI_WHITE_BOX if _undefended_twin(task, source, target) else NO_BOX
-            surrogate = Surrogate("/".join(source), trained[source], access, memory)
-            planned.append(replace(plain, title=spec.label_of(source), surrogate=surrogate))
-        planned += [plain] if spec.surrogate is None else []
-    return planned
-
-
-def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
-    """Whether a surrogate is the target's network, trained without a defence."""
-    spec = task.trainings.get(source[1])
-    return source[0] == target[0] and spec is not None and spec.recipe == "natural"

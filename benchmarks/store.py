@@ -19,11 +19,17 @@ import pandas as pd
 import torch
 
 import medadv
+from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
-_VERSIONED = ("torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "nilearn")
+_PICTURES = "pictures.json"
+_VERSIONED = (
+    "torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "scikit-learn", "torchattacks",
+    "nilearn",
+)  # fmt: skip
 
 
 def prepare_folder(path: Path) -> Path:
@@ -57,6 +63,37 @@ def write_tables(board: Leaderboard, folder: Path) -> None:
     write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
 
 
+def write_pictures(galleries: Sequence[Gallery], folder: Path) -> None:
+    """Writes the pictures of the report, so that it can be written again."""
+    pictures = [[g.section, g.title, g.picture, g.note] for g in galleries]
+    write_text(folder / _PICTURES, json.dumps(pictures))
+
+
+def read_pictures(folder: Path) -> list[Gallery]:
+    """What :func:`write_pictures` wrote."""
+    kept = json.loads((folder / _PICTURES).read_text(encoding="utf-8"))
+    return [Gallery(section, title, note=note, drawn=drawn) for section, title, drawn, note in kept]
+
+
+def check_same_suite(folder: Path, suite: Suite) -> None:
+    """Refuses a folder whose tables are those of a suite of another name.
+
+    Raises:
+        ValueError: they are.
+    """
+    path = folder / _TABLES[3]
+    if not path.is_file():
+        if (folder / _TABLES[0]).is_file():
+            raise ValueError(f"{str(folder)!r} holds another run; give another folder with --out.")
+        return
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["suite"]["name"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{str(path)!r} is damaged; give another folder with --out.") from None
+    if name != suite.name:
+        raise ValueError(f"{str(folder)!r} holds the run of suite {name!r}; give another folder with --out.")
+
+
 def require_files(folder: Path, names: Sequence[str]) -> None:
     """Refuses a folder that is not that of a finished run.
 
@@ -86,9 +123,14 @@ def read_run(folder: Path) -> Leaderboard:
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:
     """Saves a state dict that ``checkpoint:`` of a suite can load."""
+    write_bytes(path, weights_bytes(network))
+
+
+def weights_bytes(network: torch.nn.Module) -> bytes:
+    """A state dict as ``torch.save`` writes it."""
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_adversarials(path: Path, ids: tuple[str, ...], images: np.ndarray) -> None:
@@ -98,18 +140,23 @@ def write_adversarials(path: Path, ids: tuple[str, ...], images: np.ndarray) -> 
     write_bytes(path, buffer.getvalue())
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, revision, threads and hardware: what a reader needs to judge or repeat a run."""
-    versions = {"medadv": medadv.__version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of all that numbers come from."""
+    found = {"medadv": medadv.__version__, "python": platform.python_version()}
     for name in _VERSIONED:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            found[name] = "not installed"
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, revision, threads and hardware: what a reader needs to judge or repeat a run."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "schema_version": SCHEMA_VERSION,
-        "versions": versions,
+        "versions": versions(),
         "git_revision": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         "threads": torch.get_num_threads(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from medadv.attacks import recipe_of
 from medadv.attacks.recipes import COMMON_OPTIONS
@@ -219,7 +219,10 @@ class DefenceSpec(_Strict):
 
 
 class TaskSpec(_Strict):
-    """Data, the models trained on them, and the attacks, corruptions and defences they are tried with."""
+    """Data, the models trained on them, and the attacks, corruptions and defences they are tried with.
+
+    ``resources`` are what a Dask worker has to have free for a cell, such as ``{gpu: 1, memory: 16}``.
+    """
 
     name: str
     data: str
@@ -232,6 +235,7 @@ class TaskSpec(_Strict):
     defences: dict[str, DefenceSpec] = Field(default_factory=dict)
     batch_size: int = Field(32, ge=1)
     train_seeds: list[int] | None = Field(None, min_length=1)
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
 
     @field_validator("corruptions")
     @classmethod

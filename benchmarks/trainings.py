@@ -1,51 +1,159 @@
-"""Trains the networks of a suite, or takes over those that an earlier start of the run has trained."""
+"""The networks of a task, each trained once: whatever a store of cells has is taken from there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from medadv.benchmarks.cell_store import Cell, CellStore
 from medadv.benchmarks.data.base import Dataset
-from medadv.benchmarks.models import Estimator, build_estimator, reference_of
-from medadv.benchmarks.resume import Progress
-from medadv.benchmarks.suites import TaskSpec, TrainingSpec, trainings_of
+from medadv.benchmarks.models import Estimator, build_estimator, reference_of, weights_sha256
+from medadv.benchmarks.store import weights_bytes, write_weights
+from medadv.benchmarks.suites import ModelSpec, TaskSpec, TrainingSpec, trainings_of
 from medadv.training import Recipe, Validation, train
 
+Trained = tuple[str, str]  # names of model and training
 
-def train_all(
-    task: TaskSpec, data: Dataset, seed: int, progress: Progress, *, bars: bool = False
-) -> dict[tuple[str, str], tuple[Estimator, dict[str, Any]]]:
-    """All networks of a task, by name of model and training, with what is told about each training.
 
-    Args:
+@dataclass(frozen=True)
+class Network:
+    """A trained network.
+
+    Attributes:
+        estimator: as an attacker sees it.
+        told: what is told about its training.
+        settings: all that decides what it answers, for cells that depend on it.
+        stale: whether other versions have trained it.
+    """
+
+    estimator: Estimator
+    told: dict[str, Any]
+    settings: dict[str, Any]
+    stale: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its weights."""
+        return str(self.settings["weights"])
+
+
+@dataclass
+class Networks:
+    """The networks of a task for one training seed, trained or loaded when they are asked for.
+
+    Attributes:
         task: what is asked for.
         data: its training cases are trained on, its validation cases choose the epoch.
+        data_settings: all that decides the data, for the cells.
         seed: of weights, shuffling and attacks.
-        progress: trained networks are taken from here and left here.
-        bars: progress bars.
+        store: where trained networks are kept.
+        folder: gets a copy of all weights, by the names of the tables.
+        bars: show progress bars.
     """
-    found = {}
-    for model in task.models:
-        own: dict[str, Estimator] = {}
-        for name, spec in trainings_of(task, model).items():
-            estimator = build_estimator(model, data, seed=seed)
-            label = f"{task.name}-{model.name}-{name}-{seed}"
-            told = progress.load_network(label, estimator)
-            if told is None:
-                told = {} if spec is None else _train(estimator, label, spec, data, seed, own, progress, bars)
-                told |= {"task": task.name, "model": model.name, "training": name, "train_seed": seed}
-                progress.keep_network(label, estimator, told)
-            own[name] = estimator
-            found[model.name, name] = estimator, told
-    return found
+
+    task: TaskSpec
+    data: Dataset
+    data_settings: dict[str, Any]
+    seed: int
+    store: CellStore
+    folder: Path
+    bars: bool = False
+    _known: dict[Trained, Network] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[Trained]:
+        """Model and training of each, those that others start from first."""
+        return [(model.name, name) for model in self.task.models for name in trainings_of(self.task, model)]
+
+    @property
+    def estimators(self) -> Mapping[Trained, Estimator]:
+        """The networks as an attacker sees them; each is trained or loaded when it is asked for."""
+        return _Estimators(self)
+
+    def needs(self, name: Trained) -> list[Trained]:
+        """The networks that a training starts from or is helped by."""
+        spec = self._specs(name)[1]
+        return [] if spec is None else [(name[0], earlier) for earlier in spec.earlier.values()]
+
+    def epochs(self, name: Trained) -> int:
+        """How long a network is trained."""
+        spec = self._specs(name)[1]
+        return 0 if spec is None else spec.epochs
+
+    def label(self, name: Trained) -> str:
+        """How files call a network."""
+        return f"{self.task.name}-{name[0]}-{name[1]}-{self.seed}"
+
+    def __getitem__(self, name: Trained) -> Network:
+        if name not in self._known:
+            self._known[name] = self._network(name)
+        return self._known[name]
+
+    def _specs(self, name: Trained) -> tuple[ModelSpec, TrainingSpec | None]:
+        model = next(model for model in self.task.models if model.name == name[0])
+        return model, trainings_of(self.task, model)[name[1]]
+
+    def cell(self, name: Trained) -> Cell:
+        """The cell of a training."""
+        model, spec = self._specs(name)
+        return Cell("training", f"training of {self.label(name)}", {
+            "data": self.data_settings, "network": model.network, "args": model.args, "seed": self.seed,
+            "training": None if spec is None else spec.model_dump(mode="json"), "threads": torch.get_num_threads(),
+            "earlier": [self.cell(earlier).config for earlier in self.needs(name)],
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        })  # fmt: skip
+
+    def _network(self, name: Trained) -> Network:
+        model, spec = self._specs(name)
+        estimator = build_estimator(model, self.data, seed=self.seed)
+        told: dict[str, Any] = {"task": self.task.name, "model": name[0], "training": name[1], "train_seed": self.seed}
+        if spec is not None:
+            told = {**self._trained(name, spec, estimator), **told}
+        settings = {"network": model.network, "args": model.args, "weights": weights_sha256(estimator.network)}
+        write_weights(estimator.network, self.folder / f"{self.label(name)}.pt")
+        return Network(estimator, told, settings, stale=self.store.is_stale(self.cell(name)))
+
+    def _trained(self, name: Trained, spec: TrainingSpec, estimator: Estimator) -> dict[str, Any]:
+        """Gives the estimator its trained weights; returns what is told about the training."""
+        cell = self.cell(name)
+        checkpoint = self.store.path(cell, "checkpoint")
+
+        def trained() -> dict[str, Any]:
+            earlier = {training: self[model, training].estimator for model, training in self.needs(name)}
+            told = _train(
+                estimator, self.label(name), spec, self.data, self.seed, earlier, checkpoint=checkpoint, bars=self.bars
+            )
+            return {"told": told, "weights": np.frombuffer(weights_bytes(estimator.network), dtype=np.uint8)}
+
+        kept = self.store.result(cell, trained)
+        estimator.network.load_state_dict(torch.load(io.BytesIO(kept["weights"].tobytes()), weights_only=True))
+        checkpoint.unlink(missing_ok=True)
+        return dict(kept["told"])
+
+
+class _Estimators(Mapping[Trained, Estimator]):
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+
+    def __getitem__(self, name: Trained) -> Estimator:
+        return self._networks[name].estimator
+
+    def __iter__(self) -> Iterator[Trained]:
+        return iter(self._networks.names)
+
+    def __len__(self) -> int:
+        return len(self._networks.names)
 
 
 def _train(
-    estimator: Estimator, label: str, spec: TrainingSpec, data: Dataset, seed: int, earlier: Mapping[str, Estimator],
-    progress: Progress, bars: bool,
+    estimator: Estimator, label: str, spec: TrainingSpec, data: Dataset, seed: int, earlier: dict[str, Estimator],
+    *, checkpoint: Path, bars: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains one network; returns what is told about it."""
     if spec.warm_start is not None:
@@ -55,7 +163,7 @@ def _train(
     recipe = spec.built(**objects)
     history = train(
         estimator, torch.from_numpy(data.train.x), reference_of(estimator, data.train.y), recipe=recipe, seed=seed,
-        validation=_validation(spec, recipe, estimator, data), checkpoint=progress.checkpoint(label), progress=bars,
+        validation=_validation(spec, recipe, estimator, data), checkpoint=checkpoint, progress=bars,
         description=f"train {label}", **settings,
     )  # fmt: skip
     return {

@@ -14,10 +14,11 @@ from torch import nn
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier
 from medadv.benchmarks.activation_maps import ActivationMaps, NoFeatureMapError
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.evaluate import Planned, evaluate_estimator
 from medadv.benchmarks.models import build_estimator
+from medadv.benchmarks.outcomes import Planned
 from medadv.benchmarks.pictures import SideBySide
 from medadv.benchmarks.suites import ModelSpec
+from medadv.benchmarks.trials import evaluate_estimator
 from medadv.decisions import Multiclass, Multilabel
 from medadv.intensities import Intensity
 

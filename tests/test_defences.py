@@ -15,12 +15,14 @@ from medadv import metrics
 from medadv.adapters import MonaiClassifier
 from medadv.adaptive import bpda
 from medadv.benchmarks import data as datasets
-from medadv.benchmarks import evaluate, run, run_suite
+from medadv.benchmarks import evaluate, run_suite, trainings
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.defences import build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
-from medadv.benchmarks.evaluate import Planned, evaluate_estimator
+from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
+from medadv.benchmarks.outcomes import Planned
+from medadv.benchmarks.trials import evaluate_estimator, schedule
 from medadv.decisions import Multiclass
 from medadv.intensities import Intensity
 
@@ -62,13 +64,22 @@ def trial(defences: dict, data: Dataset, estimator=None, attacks=(APGD,), budget
         defence = build_defence(kind, title.partition(":")[0], settings, estimator, data)
         evaluators[title] = DefendedEvaluator(defence, data, **options)
         through[title] = attacks_through(defence, attacks, None)
-    trials = DefenceTrials(evaluators, through)
     board = Leaderboard()
-    result = evaluate_estimator(estimator, data, attacks, budgets, on_images=trials.see, **options)
-    board.add(Entry("s", "t", "m", "natural", 0), result)
-    for title, evaluation in trials.evaluations().items():
+    board.add(Entry("s", "t", "m", "natural", 0), evaluate_estimator(estimator, data, attacks, budgets, **options))
+    for title, evaluator in evaluators.items():
+        evaluation = behind(estimator, DefenceTrials(evaluator, through[title]), attacks, budgets, **options)
         board.add(Entry("s", "t", "m", f"natural+{title}", 0), evaluation)
     return board
+
+
+def behind(estimator, trials: DefenceTrials, attacks, budgets, **options):
+    """Evaluation of a defended model by the images of attacks on the undefended one."""
+    undefended = Evaluator(estimator, trials.evaluator.data, **options)
+    found = []
+    for one in schedule(attacks, budgets, estimator.intensity).attacks:
+        if trials.concerned(one.planned):
+            found += trials.tried(one.planned, undefended.craft(one.planned, one.eps), one.eps)
+    return trials.evaluation(found)
 
 
 def rows_of(board: Leaderboard, training: str) -> pd.DataFrame:
@@ -163,10 +174,9 @@ def test_an_adaptive_attack_that_finds_less_is_flagged():
     data, estimator, pgd = grey(), mean_grey(), [Planned("pgd", {"max_iter": 8})]
     defence = build_defence("preprocessor", "feature-squeezing", {"bit_depth": 8}, estimator, data)
     defence.views = [bpda(estimator, transform=lambda x: x, backward=lambda x: 0 * x)]  # looks, and sees no direction
-    trials = DefenceTrials({"x": DefendedEvaluator(defence, data)}, {"x": pgd})
-    evaluate_estimator(estimator, data, pgd, ["14/255"], on_images=trials.see)
+    trials = DefenceTrials(DefendedEvaluator(defence, data), pgd)
     board = Leaderboard()
-    board.add(Entry("s", "t", "m", "natural+x", 0), trials.evaluations()["x"])
+    board.add(Entry("s", "t", "m", "natural+x", 0), behind(estimator, trials, pgd, ["14/255"]))
     rows = board.frame.set_index("attack")
     assert rows.adversarial["pgd (unaware)"] == 0 and rows.adversarial["pgd (adaptive)"] == 1
     assert rows["flags"].str.contains("adaptive-weaker=+1.000", regex=False).all()
@@ -331,7 +341,7 @@ def test_what_a_suite_can_not_mean_is_refused_at_once(changes, words):
 def test_defences_that_can_not_be_right_are_refused_before_training(
     rows_by_name, tmp_path, monkeypatch, changes, words
 ):
-    monkeypatch.setattr(run, "train_all", lambda *given, **options: pytest.fail("it trained"))
+    monkeypatch.setattr(trainings, "train", lambda *given, **options: pytest.fail("it trained"))
     with pytest.raises(ValueError, match=words):
         run_suite(class_suite(**changes), out=tmp_path)
 

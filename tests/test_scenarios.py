@@ -19,7 +19,7 @@ from medadv.benchmarks.crafting import Seen, Surrogate
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import Planned
 from medadv.benchmarks.models import build_network, networks
-from medadv.benchmarks.run import planned_attacks
+from medadv.benchmarks.replays import planned_attacks
 from medadv.benchmarks.suites import Suite, load_suite, parse_suite
 from medadv.dct import band_shares, dct_matrix
 from medadv.decisions import Multiclass, Multilabel

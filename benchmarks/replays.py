@@ -1,0 +1,41 @@
+"""Attacks whose images are made on another model of the task, each made once and kept in the store of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Memory, Surrogate
+from medadv.benchmarks.outcomes import Planned
+from medadv.benchmarks.suites import TaskSpec
+from medadv.benchmarks.trainings import Trained
+
+
+def planned_attacks(
+    task: TaskSpec, target: Trained, trained: Mapping[Trained, Any], memory: Memory | None = None
+) -> list[Planned]:
+    """The attacks of a task on one model, one for each surrogate where there are several.
+
+    Args:
+        task: what is asked for.
+        target: model and training that are attacked.
+        trained: the estimators of all models of the task; None where only the plan is wanted.
+        memory: of images that were made on surrogates.
+    """
+    planned = []
+    for spec in task.attacks:
+        plain = Planned(spec.name, spec.options, spec.title or "", spec.per_budget, None, spec.region, spec.wanted)
+        sources = [] if spec.surrogate is None else spec.surrogate.sources(target, trained)
+        for source in sources:
+            access = SEMI_WHITE_BOX if _undefended_twin(task, source, target) else NO_BOX
+            surrogate = Surrogate("/".join(source), trained[source], access, memory or Memory())
+            planned.append(replace(plain, title=spec.label_of(source), surrogate=surrogate))
+        planned += [plain] if spec.surrogate is None else []
+    return planned
+
+
+def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
+    """Whether a surrogate is the target's network, trained without a defence."""
+    spec = task.trainings.get(source[1])
+    return source[0] == target[0] and spec is not None and spec.recipe == "natural"
