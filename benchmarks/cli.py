@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", type=Path, help="folder for the results; default: runs/SUITE-DATE")
     bench.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
     bench.add_argument("--save-adversarials", action="store_true", help="also save the worst-case images")
+    _add_computing(bench)
     _add_attack(commands.add_parser("attack", help="attack scans of a MONAI bundle or network, from file to file"))
     commands.add_parser("suites", help="list the suites")
     attacks = commands.add_parser("attacks", help="list the attacks, or check them all on tiny models")
@@ -51,7 +52,20 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--windows", action="store_true", help="time gradients through sliding windows, and their memory, instead"
     )
+    instead.add_argument("--scheduling", action="store_true", help="time cells on Dask workers instead")
     return top
+
+
+def _add_computing(bench: argparse.ArgumentParser) -> None:
+    how = bench.add_argument_group("how it is computed")
+    where = how.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, metavar="N", help="Dask workers on this machine; default: no Dask")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.1:8786")
+    how.add_argument("--resources", action="append", default=[], metavar="NAME=AMOUNT", help="of each of --workers")
+    how.add_argument("--threads", type=int, metavar="N", help="of each cell; default: the suite's, or a fair share")
+    again = how.add_mutually_exclusive_group()
+    again.add_argument("--force", action="store_true", help="compute what is there already again")
+    again.add_argument("--keep-stale", action="store_true", help="take what other versions of the libraries computed")
 
 
 def _add_attack(attack: argparse.ArgumentParser) -> None:
@@ -97,18 +111,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.distribution import cluster_given
     from medadv.benchmarks.report import summary
     from medadv.benchmarks.run import run_suite
 
     name = Path(given.suite).stem
     out = given.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    board = run_suite(given.suite, out=out, data_root=given.data_root, save_adversarials=given.save_adversarials)
+    cluster = cluster_given(given)
+    board = run_suite(
+        given.suite, out=out, data_root=given.data_root, save_adversarials=given.save_adversarials, cluster=cluster,
+        threads=given.threads, force=given.force, keep_stale=given.keep_stale,
+    )  # fmt: skip
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
         print(summary(board).to_string(index=False))
         print("\npaired difference of the worst case to natural training, 95 % interval:")
         print(board.compare().drop(columns=["dataset", "ci_unit"]).to_string(index=False))
     print(f"\n{out / 'leaderboard.csv'}\n{out / 'report.html'}")
-    return 0
+    if len(board.failures):
+        print(f"medadv: {len(board.failures)} rows failed, see column error; the same command tries them again.",
+              file=sys.stderr)  # fmt: skip
+    return 1 if len(board.failures) else 0
 
 
 def _attack(given: argparse.Namespace) -> int:
@@ -166,13 +188,16 @@ def _check(names: list[str] | None, out: Path) -> int:
 
 def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
+    from medadv.benchmarks.cost_scheduling import scheduling_costs
     from medadv.benchmarks.cost_table import attack_costs
     from medadv.benchmarks.cost_training import training_costs
     from medadv.benchmarks.cost_windows import window_costs
 
     if given.pairs is not None and given.pairs < 2:
         raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
-    if given.windows:
+    if given.scheduling:
+        table = scheduling_costs()
+    elif given.windows:
         table = window_costs(runs=given.pairs or 3)
     elif given.training is not None:
         table = training_costs(given.training, given.pairs or 5)

@@ -110,9 +110,9 @@ def measure(volume: Volume, way: str, overlap: float, threads: int) -> dict[str,
     torch.set_num_threads(threads)
     _look_of(replace(volume, size=24, roi=16), way, overlap)[0]()
     look, windows = _look_of(volume, way, overlap)
-    before = _peak(afresh=True)
+    before = peak_memory(afresh=True)
     look()
-    peak = _peak() - before
+    peak = peak_memory() - before
     keep_freed_memory()
     look()
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def _look_of(volume: Volume, way: str, overlap: float) -> tuple[Callable[[], obj
     return (lambda: victim.logits(x)) if way == "forward only" else (lambda: victim.differentiate(x, loss)), windows
 
 
-def _peak(*, afresh: bool = False) -> float:
+def peak_memory(*, afresh: bool = False) -> float:
     """Largest resident memory of this process in bytes: so far, or from now on."""
     status = Path("/proc/self/status")
     if not status.exists():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import heapq
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from monai.utils import optional_import
 
-_AT_ONCE = 256  # so many jobs are with the scheduler, however many there are: its memory grows with them
-_DEATHS = 3  # a job during which so many workers have died is given up
+_PAUSE = 0.2  # seconds between looks for new workers
+_DEATHS = 2  # a job during which more workers have died is given up
+
+
+_Needed: TypeAlias = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,33 @@ class Cluster:
                 yield client
 
 
+def fair_share(cluster: Cluster | None) -> int | None:
+    """Threads for each of several workers on this machine; None where there are none."""
+    if cluster is None or cluster.workers is None:
+        return None
+    return max(1, torch.get_num_threads() // cluster.workers)
+
+
+def cluster_given(given: argparse.Namespace) -> Cluster | None:
+    """The cluster that the options of ``medadv bench`` ask for.
+
+    Raises:
+        ValueError: a resource that is no NAME=AMOUNT, or resources of no workers.
+    """
+    resources = {}
+    for text in given.resources:
+        name, _, amount = text.partition("=")
+        try:
+            resources[name] = float(amount)
+        except ValueError:
+            raise ValueError(f"--resources {text!r} is no NAME=AMOUNT, such as gpu=1.") from None
+    if given.workers is None and given.scheduler is None:
+        if resources:
+            raise ValueError("--resources are those of --workers; give a number of workers too.")
+        return None
+    return Cluster(given.workers, given.scheduler, resources)
+
+
 def run_jobs(
     jobs: Sequence[Job],
     do: Callable[[Hashable], Any],
@@ -118,27 +151,28 @@ def run_jobs(
     results: dict[Hashable, Any] = {}
     with cluster.client() as client:
         client.wait_for_workers(1)
-        _check_resources(jobs, client)
+        _check_resources(jobs, _offers(client))
         running: dict[Any, Job] = {}
         done = distributed.as_completed(with_results=False)
-
-        def submit() -> None:
-            while len(running) < _AT_ONCE and (job := waiting.next()) is not None:
-                future = client.submit(
-                    do, job.key, pure=False, resources=dict(job.resources) or None, priority=job.weight,
-                )  # fmt: skip
+        while True:
+            # no worker has a job in waiting: when it dies, only what it was doing is suspected, and the memory of the
+            # scheduler does not grow with the number of jobs
+            for job in waiting.fitting(list(running.values()), _offers(client)):
+                future = client.submit(do, job.key, pure=False, resources=dict(job.resources) or None)
                 running[future.key] = job
                 done.add(future)
-
-        submit()
-        for future in done:
+            if not running and waiting.is_empty:
+                return results
+            if not running:  # no worker is left that could
+                client.wait_for_workers(1)
+                time.sleep(_PAUSE)
+                continue
+            future = next(done)
             job = running.pop(future.key)
             results[job.key] = future.exception() if future.status == "error" else future.result()
             future.release()
             waiting.finish(job)
             on_done(job)
-            submit()
-    return results
 
 
 class _Waiting:
@@ -148,7 +182,7 @@ class _Waiting:
         self._jobs = {job.key: job for job in jobs}
         self._missing: dict[Hashable, int] = {}
         self._after: dict[Hashable, list[Hashable]] = {}
-        self._ready: list[tuple[float, int, Hashable]] = []
+        self._ready: dict[_Needed, list[tuple[float, int, Hashable]]] = {}
         self._number = 0
         for job in jobs:
             unknown = [key for key in job.needs if key not in self._jobs]
@@ -161,12 +195,20 @@ class _Waiting:
                 self._push(job)
 
     def _push(self, job: Job) -> None:
-        heapq.heappush(self._ready, (-job.weight, self._number, job.key))
+        heapq.heappush(self._ready.setdefault(_needed(job), []), (-job.weight, self._number, job.key))
         self._number += 1
 
-    def next(self) -> Job | None:
-        """The largest job that is ready, or None."""
-        return self._jobs[heapq.heappop(self._ready)[2]] if self._ready else None
+    def fitting(self, running: Sequence[Job], offers: Sequence[_Offer]) -> Iterator[Job]:
+        """The largest jobs that are ready, of each kind of resources as many as workers are free for."""
+        for needed, ready in self._ready.items():
+            free = sum(offer.room_for(needed) for offer in offers) - sum(_needed(job) == needed for job in running)
+            for _ in range(min(free, len(ready))):
+                yield self._jobs[heapq.heappop(ready)[2]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no job is ready."""
+        return not any(self._ready.values())
 
     def finish(self, job: Job) -> None:
         """Makes ready what waited for this one alone; one that failed is done too, and what needs it tells why."""
@@ -176,13 +218,33 @@ class _Waiting:
                 self._push(self._jobs[key])
 
 
-def _check_resources(jobs: Sequence[Job], client: Any) -> None:
+def _needed(job: Job) -> _Needed:
+    return tuple(sorted(job.resources.items()))
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a worker has: threads and resources."""
+
+    threads: int
+    resources: Mapping[str, float]
+
+    def room_for(self, needed: _Needed) -> int:
+        """How many jobs of a kind it can do at once."""
+        return min([self.threads, *(int(self.resources.get(name, 0) / amount) for name, amount in needed)])
+
+
+def _offers(client: Any) -> list[_Offer]:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return [_Offer(worker["nthreads"], worker.get("resources", {})) for worker in workers]
+
+
+def _check_resources(jobs: Sequence[Job], offers: Sequence[_Offer]) -> None:
     """Refuses jobs that would wait for ever."""
-    offers = [worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-    for needed in {tuple(sorted(job.resources.items())) for job in jobs if job.resources}:
-        if not any(all(offer.get(name, 0) >= amount for name, amount in needed) for offer in offers):
+    for needed in {_needed(job) for job in jobs if job.resources}:
+        if not any(offer.room_for(needed) for offer in offers):
             words = " and ".join(f"{name}={amount:g}" for name, amount in needed)
             raise ValueError(
-                f"a task needs a worker with {words}, and none of the {len(offers)} workers has that; give --resources, "
-                "or start workers of the scheduler with it."
+                f"a task needs a worker with {words}, and none of the {len(offers)} workers has that; give --resources "
+                "with --workers, or start workers of the scheduler with it."
             )

@@ -16,7 +16,7 @@ from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpo
 from medadv.benchmarks.bench import TargetBench, TaskBench
 from medadv.benchmarks.cell_store import Cell, now_in
 from medadv.benchmarks.data.base import Cases, Dataset
-from medadv.benchmarks.distribution import Cluster
+from medadv.benchmarks.distribution import Cluster, fair_share
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.jobs import RunSettings, compute, reason_of
@@ -137,7 +137,7 @@ def run_suite(
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.
         threads: of each cell, which they belong to: sums over other numbers of threads differ in the last digits;
-            default: those of the suite, else of torch.
+            default: those of the suite, else of torch, and of local workers a fair share of these.
         force: compute everything again.
         keep_stale: take results that other versions of the libraries have computed, and flag their rows ``stale``.
         cluster: Dask workers that compute the cells; default: this process.
@@ -151,10 +151,12 @@ def run_suite(
     plan = suite if isinstance(suite, Suite) else load_suite(suite)
     if plan.needs_data_root and data_root is None:
         raise ValueError(f"suite {plan.name!r} needs data of your own; give their folder with --data-root.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} can't compute anything; give 1 or more.")
     folder = prepare_folder(Path(out))
     check_same_suite(folder, plan)
     settings = RunSettings(
-        plan, folder, data_root, threads=threads or plan.threads, keep_stale=keep_stale,
+        plan, folder, data_root, threads=threads or plan.threads or fair_share(cluster), keep_stale=keep_stale,
         since=now_in(folder) if force else 0.0, keep_images=save_adversarials,
     )  # fmt: skip
     with settings.threaded():

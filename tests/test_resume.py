@@ -104,6 +104,9 @@ def fresh():
     """Starts processes that have no threads of this one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_leaderboard", "medadv.benchmarks"])
+    first = context.Process(target=int)  # the server loads all libraries now, on nobody's time
+    first.start()
+    first.join()
     return context
 
 
@@ -115,7 +118,7 @@ def test_killed_without_warning_again_and_again(fresh, tmp_path):
     seconds = time.monotonic() - started
     assert process.exitcode == 0
     kills = 0
-    for share in (0.3, 0.45, 0.6, 0.75, 0.9, None):
+    for share in (0.2, 0.3, 0.4, 0.5, 0.6, None):
         process = fresh.Process(target=in_a_process, args=(tmp_path / "killed",))
         process.start()
         process.join(None if share is None else share * seconds)
@@ -211,7 +214,8 @@ def test_a_damaged_cell_is_told_set_aside_and_computed_again(finished, capsys):
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content if number % 2 else content[: len(content) // 3])
     assert again()[1:] == (1, 2) and timeless_rows(folder) == before
-    assert capsys.readouterr().err.count("set aside and computed again") == len(cells)
+    told = capsys.readouterr().err.count("set aside and computed again")
+    assert told == len(cells) - 2, "images are made again with their outcome, unread"
 
 
 def test_a_full_disk_loses_one_cell(finished, discs_by_name, tmp_path_factory, monkeypatch, capsys):  # noqa: F811
