@@ -164,4 +164,4 @@ def test_the_job_script_of_the_documentation_asks_slurm_for_what_it_says():
         script = cluster.job_script()
     for line in ("#SBATCH --cpus-per-task=8", "#SBATCH --mem=30G", "#SBATCH -t 08:00:00", "#SBATCH --gpus=1"):
         assert line in script, line
-    assert "--nworkers 1" in script and "gpu=1" in script
+    assert script.count("--nthreads 1 --resources gpu=1") == 1 and "--nworkers" not in script

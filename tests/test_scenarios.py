@@ -44,7 +44,10 @@ def suite(dims: int, attacks: str = SURROGATES) -> Suite:
         "data": f"embedded-lesions-{dims}d",
         "data_options": {"subjects": [2, 1, 2]},
         "test_cases": 2,
-        "models": [{"name": "a", **unet}, {"name": "b", **copy.deepcopy(unet)}],
+        "models": [
+            {"name": "a", **unet},
+            {"name": "b", "network": "UNet", "args": {"channels": [4, 6], "strides": [2]}},
+        ],
         "trainings": {
             "natural": {"epochs": 1},
             "pgd-at": {"recipe": "pgd-at", "options": {"eps": "2/255", "steps": 1}, "epochs": 1},
@@ -96,10 +99,9 @@ def test_every_surrogate_meets_every_target_but_itself(run):
     assert set(rows(board, attack="semi-white-box").training) == {"pgd-at"}
 
 
-def test_images_are_made_once_per_surrogate_and_wait_nowhere_afterwards(run):
-    _, folder, made = run
+def test_images_are_made_once_per_surrogate(run):
+    _, _, made = run
     assert len(made) == len(set(made)) == 2 * (4 + 2)  # the whole matrix and two natural twins, at two budgets
-    assert not list(folder.glob(".replayed-*"))
 
 
 def test_access_says_what_the_attacker_needs(run):
