@@ -13,6 +13,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # what the output of a script says, and a file it leaves; every script has a line here
 EXPECTED = {
     "ct_bundle": ("and out/organ.nii.gz", "bundle/models/model.pt"),
+    "hu_budgets": ("20 HU 0.", "10HU/scan_adversarial.nii.gz"),
     "robust_validation": ("pgd-at: best robust Dice 0.", "pgd-at/val_mean_dice_robust_raw.csv"),
 }
 
