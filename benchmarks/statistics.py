@@ -38,7 +38,8 @@ def mean_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: i
 
     Bias-corrected and accelerated bootstrap (Efron 1987) at levels that allow for few patients (arXiv 1411.5279). Where
     the mean is below .25 or above .75, each end is the outer one of it and of Korn and Graubard's interval (1998): the
-    exact binomial interval of as many independent cases as the spread between patients is worth.
+    exact binomial interval of as many independent cases as the spread between patients is worth; of no more than there
+    are where fewer than five patients' worth carry what is off the end, as their spread then tells too little.
 
     With fewer than five patients off the floor (all other scores 0) or off the ceiling (all others 1) a bootstrap says
     too little: then a one-sided Clopper-Pearson bound on the share of such patients is given, flagged. Where all
@@ -74,7 +75,10 @@ def mean_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: i
         return Interval(*binomial_ends(mean, n), unit, bound=True)
     low, high = bca(sums, counts, seed)
     if not NEAR_AN_END <= mean <= 1 - NEAR_AN_END:
-        outer = binomial_ends(mean, effective_cases(mean, variance, n - 1))
+        cases = effective_cases(mean, variance, n - 1)
+        if patients_off_the_end(sums, counts) < FEWEST_INFORMATIVE:
+            cases = min(cases, float(counts.sum()))
+        outer = binomial_ends(mean, cases)
         low, high = min(low, outer[0]), max(high, outer[1])
     return Interval(low, high, unit)
 
@@ -175,6 +179,17 @@ def effective_cases(mean: float, variance: float, freedom: float) -> float:
     """
     shrink = stats.norm.ppf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, freedom)
     return float(mean * (1 - mean) / variance * shrink**2)
+
+
+def patients_off_the_end(sums: np.ndarray, counts: np.ndarray) -> float:
+    """How many patients, all alike, would carry as unevenly what is off the nearer end (Kish's effective number).
+
+    Example:
+        >>> patients_off_the_end(np.array([1.0, 1.0, 0.0, 0.0]), np.full(4, 5.0))
+        2.0
+    """
+    off = sums if 2 * sums.sum() < counts.sum() else counts - sums
+    return float(off.sum() ** 2 / (off**2).sum())
 
 
 def binomial_ends(mean: float, cases: float) -> tuple[float, float]:
