@@ -83,6 +83,27 @@ def mean_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: i
     return Interval(low, high, unit)
 
 
+def amount_interval(values: np.ndarray, patients: Sequence[str] | None, *, seed: int = 0) -> Interval:
+    """95 % interval of the mean of amounts without an upper end, such as volumes, resampling patients.
+
+    BCa bootstrap; NaN where fewer than five patients have anything but 0, or all the same, as nothing bounds amounts.
+
+    Args:
+        values: ``(N,)``; NaN (unscored) cases are left out.
+        patients: patient of each case; None: every case on its own.
+        seed: of the resampling.
+
+    Example:
+        >>> import numpy as np
+        >>> amount_interval(np.array([0.0, 3.0, 0.0, 0.0, 0.0, 0.0]), None).low
+        nan
+    """
+    sums, counts = by_patient(values, patients)
+    if int((sums != 0).sum()) < FEWEST_INFORMATIVE or np.ptp(sums / counts) == 0:
+        return Interval(np.nan, np.nan, unit_of(patients))
+    return Interval(*bca(sums, counts, seed), unit_of(patients))
+
+
 def paired_difference(
     a: np.ndarray, b: np.ndarray, patients: Sequence[str] | None, *, seed: int = 0
 ) -> tuple[float, Interval]:
