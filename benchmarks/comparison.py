@@ -29,6 +29,7 @@ SHORT = (
 UNVERIFIED = "data-unverified"
 _CASE_COLUMNS = (*SAME, *MODEL, "train_seed", "attack", "case", "patient", "adversarial")
 _BASE = [*SAME, "attack"]
+_ROUNDING = 1e-6
 _KINDS = ("metric", "empty_policy")
 
 
@@ -73,29 +74,50 @@ def read_board(path: str | Path) -> Board:
     """Reads a leaderboard with its ``cases.csv``, and ``leaderboard.meta.json`` where there is one.
 
     Args:
-        path: folder of a run, or a CSV file of a leaderboard that has ``cases.csv`` beside it.
+        path: folder of a run, or a CSV file of a leaderboard. Beside ``mine.csv`` are ``mine.cases.csv`` (else
+            ``cases.csv``) and ``mine.meta.json``.
 
     Raises:
         ValueError: a file is missing, no leaderboard, or of another schema.
     """
     given = Path(path)
     table = given / "leaderboard.csv" if given.is_dir() else given
-    folder = table.parent
-    for file in (table, folder / "cases.csv"):
+    files = {name: _beside(table, name) for name in ("cases.csv", "meta.json")}
+    for file in (table, files["cases.csv"]):
         if not file.is_file():
             raise ValueError(
                 f"{str(file)!r} is not there; give the folder of a run, or a leaderboard with cases.csv beside it."
             )
-    frame, cases = _read(table, BOARD_COLUMNS), _read(folder / "cases.csv", _CASE_COLUMNS)
-    meta_file = folder / "leaderboard.meta.json"
-    meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
+    frame, cases = _read(table, BOARD_COLUMNS), _read(files["cases.csv"], _CASE_COLUMNS)
+    meta = json.loads(files["meta.json"].read_text(encoding="utf-8")) if files["meta.json"].is_file() else {}
     version = meta.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{str(folder)!r} is of schema {version}, and only schema {SCHEMA_VERSION} can be compared; run the suite "
+            f"{str(path)!r} is of schema {version}, and only schema {SCHEMA_VERSION} can be compared; run the suite "
             "again with this version of medadv."
         )
-    return Board(str(path), frame, cases, meta)
+    return Board(str(path), frame, _belonging(frame, cases, files["cases.csv"]), meta)
+
+
+def _beside(table: Path, name: str) -> Path:
+    """A file of a leaderboard: ``mine.cases.csv`` of ``mine.csv`` where there is one, else that of the folder."""
+    own = table.with_suffix(f".{name}")
+    return own if own.is_file() or name == "meta.json" else table.parent / name
+
+
+def _belonging(frame: pd.DataFrame, cases: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The cases of the rows of a leaderboard, once it is sure that they are of this one."""
+    keys = [*_BASE, *MODEL, "train_seed"]
+    means = cases.groupby(keys, dropna=False, as_index=False).adversarial.mean().rename(columns={"adversarial": "told"})
+    both = frame.merge(means, on=keys, how="left", indicator="found")
+    wrong = (both.found != "both") | ((both.adversarial - both.told).abs() > _ROUNDING)
+    if wrong.any():
+        row = both[wrong].iloc[0]
+        raise ValueError(
+            f"{str(file)!r} does not hold the scores of {int(wrong.sum())} rows of its leaderboard, such as "
+            f"{row.model}/{row.training} under {row.attack!r}; give both files of the same run."
+        )
+    return cases.merge(frame[keys].drop_duplicates(), on=keys)
 
 
 def _read(path: Path, needed: Sequence[str]) -> pd.DataFrame:
@@ -149,7 +171,8 @@ def compare_boards(boards: Sequence[Board], *, models: str | None = None) -> pd.
         raise ValueError(
             f"nothing can be compared: {told}; give runs of the same data, cases, attacks, threat sets and budgets."
         )
-    return pd.DataFrame([*corrected(rows), *alone], columns=list(COLUMNS))
+    table = pd.DataFrame([*corrected(rows), *alone], columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("n_seeds", "n_cases", "n_unscored", "family"), "Int64"))
 
 
 def _check_kinds(a: Board, b: Board) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, stats
 
 from medadv.benchmarks.statistics import (
     FEWEST_INFORMATIVE,
+    LEVEL,
     Interval,
     binomial_ends,
     by_patient,
@@ -20,6 +22,8 @@ from medadv.benchmarks.statistics import (
     variance_of_ratio,
 )
 
+_SMALLEST_P = 1e-12
+
 
 @dataclass(frozen=True)
 class CrossedMean:
@@ -27,17 +31,39 @@ class CrossedMean:
 
     Attributes:
         mean: over seeds, then over cases.
-        variance: of patients plus of seeds. Chance that a network has with a patient is counted in both, so it is no
-            smaller than the true one (the denominator of Clark's min F', 1973).
-        freedom: degrees of freedom by Satterthwaite; close to the number of seeds where these differ most.
+        of_patients, of_seeds: the parts of its variance. Chance that a network has with a patient is counted in both,
+            so their sum is no smaller than the true one (the denominator of Clark's min F', 1973).
+        seeds: how many.
         sums, counts: per patient ``(P,)``, over the mean of the seeds.
     """
 
     mean: float
-    variance: float
-    freedom: float
+    of_patients: float
+    of_seeds: float
+    seeds: int
     sums: np.ndarray
     counts: np.ndarray
+
+    @property
+    def variance(self) -> float:
+        """Of the mean."""
+        return self.of_patients + self.of_seeds
+
+    def quantile(self, p: float) -> float:
+        """How many standard errors a two-sided test at level ``p`` needs.
+
+        Student's t of patients and of seeds, weighted by their variances (Cochran and Cox 1950): with few seeds this
+        keeps its level, which Satterthwaite's degrees of freedom do not.
+        """
+        weights = np.array([self.of_patients, self.of_seeds]) / self.variance
+        return float(weights @ stats.t.isf(p / 2, [len(self.sums) - 1, self.seeds - 1]))
+
+    def p_value(self) -> float:
+        """Two-sided p-value of the mean being 0; no smaller than 1e-12."""
+        distance = abs(self.mean) / self.variance**0.5
+        if distance >= self.quantile(_SMALLEST_P):
+            return _SMALLEST_P
+        return float(optimize.brentq(lambda p: self.quantile(p) - distance, _SMALLEST_P, 1.0))
 
 
 def crossed_mean(values: np.ndarray, patients: Sequence[str] | None) -> CrossedMean:
@@ -49,16 +75,13 @@ def crossed_mean(values: np.ndarray, patients: Sequence[str] | None) -> CrossedM
 
     Example:
         >>> both = crossed_mean(np.array([[.2, .4, .6], [.4, .6, .8]]), None)
-        >>> round(both.mean, 2), round(both.freedom, 2)
-        (0.5, 2.88)
+        >>> round(both.mean, 2), round(both.of_patients, 4), round(both.of_seeds, 4), round(both.quantile(0.05), 1)
+        (0.5, 0.0133, 0.01, 7.9)
     """
     sums, counts = by_patient(values.mean(0), patients)
-    of_patients = variance_of_ratio(sums, counts)
     of_seeds = float(values.mean(1).var(ddof=1)) / len(values)
-    variance = of_patients + of_seeds
-    parts = of_patients**2 / (len(sums) - 1) + of_seeds**2 / (len(values) - 1) if len(sums) > 1 else np.nan
-    freedom = variance**2 / parts if parts else float(len(sums) - 1)
-    return CrossedMean(float(sums.sum() / counts.sum()), variance, freedom, sums, counts)
+    mean = float(sums.sum() / counts.sum())
+    return CrossedMean(mean, variance_of_ratio(sums, counts), of_seeds, len(values), sums, counts)
 
 
 def seeds_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: int = 0) -> Interval:
@@ -92,7 +115,7 @@ def seeds_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: 
         return Interval(*bound, unit, bound=True)
     if both.variance <= np.finfo(float).eps ** 2:
         return Interval(*binomial_ends(both.mean, len(both.sums)), unit, bound=True)
-    cases = effective_cases(both.mean, both.variance, both.freedom)
+    cases = effective_cases(both.mean, both.variance, both.quantile(1 - LEVEL))
     if patients_off_the_end(both.sums, both.counts) < FEWEST_INFORMATIVE:
         cases = min(cases, float(both.counts.sum()))
     return Interval(*binomial_ends(both.mean, cases), unit)

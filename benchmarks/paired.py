@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from medadv.benchmarks.crossed import CrossedMean, crossed_mean
 from medadv.benchmarks.statistics import (
+    FEWEST_INFORMATIVE,
     LEVEL,
     Interval,
     by_patient,
@@ -45,8 +45,8 @@ def paired_test(a: np.ndarray, b: np.ndarray, patients: Sequence[str] | None, *,
     """Compares two models on the same cases.
 
     One training seed: the interval is the paired bootstrap of patients, the p-value that of sign flips of patients
-    (:func:`sign_flip_p`). Several: both are Student's t with the variance of seeds and patients (min F', Clark 1973),
-    the same seed of both trainings being a pair.
+    (:func:`sign_flip_p`). Several: both are of the variance of seeds and patients
+    (:class:`~medadv.benchmarks.crossed.CrossedMean`), the same seed of both trainings being a pair.
 
     Args:
         a: scores ``(K, N)``: a row per training seed, a column per case; NaN where unscored.
@@ -74,18 +74,18 @@ def paired_test(a: np.ndarray, b: np.ndarray, patients: Sequence[str] | None, *,
     if not scored.any():
         return PairedTest(np.nan, Interval(np.nan, np.nan, unit_of(patients)), np.nan, len(a), 0, unscored)
     sums, counts = by_patient(kept.mean(0), owners)
-    mean, interval = difference_interval(sums, counts, unit_of(patients), seed)
-    p = sign_flip_p(sums, seed=seed)
-    if len(a) > 1 and not interval.bound:
-        interval, p = _over_seeds(crossed_mean(kept, owners), f"{unit_of(patients)} x seed")
+    both = crossed_mean(kept, owners) if len(a) > 1 else None
+    if both is not None and int((sums != 0).sum()) >= FEWEST_INFORMATIVE and both.variance > np.finfo(float).eps ** 2:
+        mean, (interval, p) = both.mean, _over_seeds(both, f"{unit_of(patients)} x seed")
+    else:
+        mean, interval = difference_interval(sums, counts, unit_of(patients), seed)
+        p = sign_flip_p(sums, seed=seed)
     return PairedTest(mean, interval, p, len(a), int(scored.sum()), unscored)
 
 
 def _over_seeds(both: CrossedMean, unit: str) -> tuple[Interval, float]:
-    error = both.variance**0.5
-    half = float(stats.t.ppf((1 + LEVEL) / 2, both.freedom)) * error
-    p = 2 * float(stats.t.sf(abs(both.mean) / error, both.freedom))
-    return Interval(max(-1.0, both.mean - half), min(1.0, both.mean + half), unit), p
+    half = both.quantile(1 - LEVEL) * both.variance**0.5
+    return Interval(max(-1.0, both.mean - half), min(1.0, both.mean + half), unit), both.p_value()
 
 
 def sign_flip_p(sums: np.ndarray, *, seed: int = 0) -> float:

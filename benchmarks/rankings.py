@@ -93,7 +93,8 @@ def groups(frame: pd.DataFrame, cases: pd.DataFrame) -> Iterator[tuple[tuple[Has
 def scores_of(part: pd.DataFrame, name: tuple[str, str], faced: Faced) -> Scores:
     """The scores of one model's rows of ``cases.csv``."""
     rows = part.assign(train_seed=part.train_seed.map(lambda seed: -1 if pd.isna(seed) else int(seed)))
-    table = rows.pivot(index="train_seed", columns="case", values="adversarial")
+    # an attack listed twice under one title has two scores: the worse counts
+    table = rows.groupby(["train_seed", "case"]).adversarial.min().unstack("case")
     table = table[list(dict.fromkeys(rows.case))]
     owners = rows.drop_duplicates("case").patient
     owners = owners.where(owners.notna(), "").astype(str)
@@ -125,7 +126,8 @@ def compared(a: Scores, b: Scores) -> dict[str, Any]:
     mine, theirs = a.table.loc[seeds], b.table.loc[seeds, a.table.columns]
     found = paired_test(mine.to_numpy(), theirs.to_numpy(), a.patients)
     used = (mine.notna() & theirs.notna()).all().to_numpy()
-    flags = [ONE_SEED] if len(seeds) == 1 else []
+    left = len(set(a.table.index) ^ set(b.table.index))
+    flags = [*([ONE_SEED] if len(seeds) == 1 else []), *([f"seeds-left-out={left}"] if left else [])]
     return {
         "n_seeds": found.seeds, "n_cases": found.cases, "n_unscored": found.unscored,
         "mean": float(mine.to_numpy()[:, used].mean()) if used.any() else np.nan,

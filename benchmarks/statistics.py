@@ -75,7 +75,7 @@ def mean_interval(scores: np.ndarray, patients: Sequence[str] | None, *, seed: i
         return Interval(*binomial_ends(mean, n), unit, bound=True)
     low, high = bca(sums, counts, seed)
     if not NEAR_AN_END <= mean <= 1 - NEAR_AN_END:
-        cases = effective_cases(mean, variance, n - 1)
+        cases = effective_cases(mean, variance, float(stats.t.ppf((1 + LEVEL) / 2, n - 1)))
         if patients_off_the_end(sums, counts) < FEWEST_INFORMATIVE:
             cases = min(cases, float(counts.sum()))
         outer = binomial_ends(mean, cases)
@@ -190,15 +190,15 @@ def variance_of_ratio(sums: np.ndarray, counts: np.ndarray) -> float:
     return float(n / (n - 1) * (rest**2).sum() / counts.sum() ** 2) if n > 1 else np.nan
 
 
-def effective_cases(mean: float, variance: float, freedom: float) -> float:
+def effective_cases(mean: float, variance: float, quantile: float) -> float:
     """How many independent yes-or-no cases would know a mean as well (Korn and Graubard 1998).
 
     Args:
         mean: in (0, 1).
         variance: of it.
-        freedom: degrees of freedom of the variance; few of them make fewer cases.
+        quantile: standard errors to the end of its interval; more than the normal 1.96 make fewer cases.
     """
-    shrink = stats.norm.ppf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, freedom)
+    shrink = stats.norm.ppf((1 + LEVEL) / 2) / quantile
     return float(mean * (1 - mean) / variance * shrink**2)
 
 
