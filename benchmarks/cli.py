@@ -1,4 +1,4 @@
-"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``compare``, ``strength``, ``cost``."""
+"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``compare`` and so on."""
 
 from __future__ import annotations
 

@@ -60,10 +60,11 @@ class Board:
     def scores(self) -> dict[tuple[Any, ...], Scores]:
         """By what was done (:data:`SAME` and the attack), model and training."""
         rows = self.frame.groupby([*SAME, *MODEL], sort=False, dropna=False)
-        attacks = {key: part for key, part in rows}
+        attacks: dict[Any, pd.DataFrame] = dict(iter(rows))
         found = {}
         for key, part in self.cases.groupby([*_BASE, *MODEL], sort=False, dropna=False):
-            same, attack, name = key[: len(SAME)], key[len(SAME)], key[len(_BASE) :]
+            same, attack, (model, training) = key[: len(SAME)], key[len(SAME)], key[len(_BASE) :]
+            name = (str(model), str(training))
             around = attacks.get((*same, *name), self.frame.iloc[:0])
             faced = faced_by(around if attack == WORST_CASE else around[around.attack == attack])
             found[key] = scores_of(part, name, faced)
@@ -108,7 +109,7 @@ def _beside(table: Path, name: str) -> Path:
 def _belonging(frame: pd.DataFrame, cases: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The cases of the rows of a leaderboard, once it is sure that they are of this one."""
     keys = [*_BASE, *MODEL, "train_seed"]
-    means = cases.groupby(keys, dropna=False, as_index=False).adversarial.mean().rename(columns={"adversarial": "told"})
+    means = cases.groupby(keys, dropna=False).agg(told=("adversarial", "mean")).reset_index()
     both = frame.merge(means, on=keys, how="left", indicator="found")
     wrong = (both.found != "both") | ((both.adversarial - both.told).abs() > _ROUNDING)
     if wrong.any():
@@ -130,8 +131,8 @@ def _read(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(
-            f"{str(path)!r} has no column {', '.join(missing)}, so it is of another schema than {SCHEMA_VERSION}; give a "
-            "leaderboard that this version of medadv wrote."
+            f"{str(path)!r} has no column {', '.join(missing)}, so it is of another schema than {SCHEMA_VERSION}; give "
+            "a leaderboard that this version of medadv wrote."
         )
     return table
 
@@ -179,18 +180,24 @@ def _check_kinds(a: Board, b: Board) -> None:
     mine, theirs = a.kinds(), b.kinds()
     for key in mine:
         if key in theirs and mine[key] != theirs[key]:
-            words = [" and ".join("/".join(map(str, kind)) for kind in sorted(kinds)) for kinds in (mine[key], theirs[key])]
+            words = [
+                " and ".join("/".join(map(str, kind)) for kind in sorted(kinds)) for kinds in (mine[key], theirs[key])
+            ]
             raise ValueError(
-                f"task {key[1]!r} is scored by {words[0]} in {a.name} and by {words[1]} in {b.name}; only scores of one "
-                "metric and policy can be compared."
+                f"task {key[1]!r} is scored by {words[0]} in {a.name} and by {words[1]} in {b.name}; only scores of "
+                "one metric and policy can be compared."
             )
 
 
 def _two(a: Board, b: Board, models: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    mine, theirs = ({key: scores for key, scores in board.scores().items() if key[-2] != IMAGE_BLIND} for board in (a, b))
+    mine, theirs = (
+        {key: scores for key, scores in board.scores().items() if key[-2] != IMAGE_BLIND} for board in (a, b)
+    )
     shared = {_named(key) for key in mine} & {_named(key) for key in theirs}
     same = models == "same" or (models is None and bool(shared))
-    rows, reasons, met = [], {}, set()
+    rows: list[dict[str, Any]] = []
+    reasons: dict[tuple[str, Any], str] = {}
+    met: set[tuple[str, Any]] = set()
     for one, other in _couples(mine, theirs, same):
         reason = _other_data(a, b, one[1]) or obstacle(mine[one], theirs[other])
         for side, key in ((a.name, one), (b.name, other)):
@@ -201,11 +208,11 @@ def _two(a: Board, b: Board, models: str | None) -> tuple[list[dict[str, Any]], 
         if not reason:
             rows.append(_row(a, b, one, other, compared(mine[one], theirs[other])))
     alone = []
-    for side, other, table in ((a, b, mine), (b, a, theirs)):
+    for board, beside, table in ((a, b, mine), (b, a, theirs)):
         for key in table:
-            if (side.name, key) not in met and (same or key[len(SAME)] in (NO_ATTACK, WORST_CASE)):
-                reason = reasons.get((side.name, key), f"only in {side.name}")
-                alone.append({**_keys(key), "a": side.name, "b": other.name, "not_compared": reason})
+            if (board.name, key) not in met and (same or key[len(SAME)] in (NO_ATTACK, WORST_CASE)):
+                reason = reasons.get((board.name, key), f"only in {board.name}")
+                alone.append({**_keys(key), "a": board.name, "b": beside.name, "not_compared": reason})
     return rows, alone
 
 

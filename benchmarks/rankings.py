@@ -69,12 +69,14 @@ def faced_by(rows: pd.DataFrame) -> Faced:
     for row in rows[rows.attack != WORST_CASE].itertuples():
         base = str(row.attack).removesuffix(f" from {row.surrogate}").removesuffix(" (unaware)")
         base = base.removesuffix(" (adaptive)")
-        access = NEEDS.index(row.access) if row.access in NEEDS else -1
         found = (base, row.access, *(None if pd.isna(n := getattr(row, name)) else int(n) for name in _STEPS))
-        known = strongest.get(base)
-        if known is None or NEEDS.index(known[1]) < access:
+        if base not in strongest or _knows(strongest[base][1]) < _knows(row.access):
             strongest[base] = found
     return frozenset(strongest.values())
+
+
+def _knows(access: object) -> int:
+    return NEEDS.index(str(access)) if access in NEEDS else -1
 
 
 def groups(frame: pd.DataFrame, cases: pd.DataFrame) -> Iterator[tuple[tuple[Hashable, ...], list[Scores]]]:
@@ -84,10 +86,13 @@ def groups(frame: pd.DataFrame, cases: pd.DataFrame) -> Iterator[tuple[tuple[Has
     worst, rows = cases[cases.attack == WORST_CASE], frame.groupby([*SAME, *MODEL], dropna=False)
     attacks = {key: faced_by(part) for key, part in rows}
     for same, group in worst.groupby(SAME, sort=False, dropna=False):
-        yield same, [
-            scores_of(part, name, attacks.get((*same, *name), frozenset()))
-            for name, part in group.groupby(MODEL, sort=False, dropna=False)
-        ]
+        yield (
+            same,
+            [
+                scores_of(part, name, attacks.get((*same, *name), frozenset()))
+                for name, part in group.groupby(MODEL, sort=False, dropna=False)
+            ],
+        )
 
 
 def scores_of(part: pd.DataFrame, name: tuple[str, str], faced: Faced) -> Scores:
@@ -233,7 +238,7 @@ def over_seeds(cases: pd.DataFrame) -> pd.DataFrame:
     if len(cases):
         for key, part in cases.groupby(keys, sort=False, dropna=False):
             named = dict(zip(keys, key))
-            scores = scores_of(part, (named["model"], named["training"]), frozenset())
+            scores = scores_of(part, (str(named["model"]), str(named["training"])), frozenset())
             values = scores.table.to_numpy()
             known = values[:, ~np.isnan(values).any(0)]
             facts = summed_up(scores)

@@ -1,4 +1,4 @@
-"""Intervals contain the true mean as often as they say: 40 patients with 1 to 5 images, 1,000 runs, fixed generators."""
+"""Intervals contain the true mean as often as they say: 40 patients, 1 to 5 images each, 1,000 runs, fixed draws."""
 
 from __future__ import annotations
 
