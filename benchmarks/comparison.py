@@ -76,14 +76,15 @@ def read_board(path: str | Path) -> Board:
 
     Args:
         path: folder of a run, or a CSV file of a leaderboard. Beside ``mine.csv`` are ``mine.cases.csv`` (else
-            ``cases.csv``) and ``mine.meta.json``.
+            ``cases.csv``) and ``mine.meta.json`` (else ``leaderboard.meta.json``).
 
     Raises:
         ValueError: a file is missing, no leaderboard, or of another schema.
     """
     given = Path(path)
     table = given / "leaderboard.csv" if given.is_dir() else given
-    files = {name: _beside(table, name) for name in ("cases.csv", "meta.json")}
+    shared = {"cases.csv": "cases.csv", "meta.json": "leaderboard.meta.json"}
+    files = {name: _beside(table, name, default) for name, default in shared.items()}
     for file in (table, files["cases.csv"]):
         if not file.is_file():
             raise ValueError(
@@ -100,10 +101,10 @@ def read_board(path: str | Path) -> Board:
     return Board(str(path), frame, _belonging(frame, cases, files["cases.csv"]), meta)
 
 
-def _beside(table: Path, name: str) -> Path:
+def _beside(table: Path, name: str, default: str) -> Path:
     """A file of a leaderboard: ``mine.cases.csv`` of ``mine.csv`` where there is one, else that of the folder."""
     own = table.with_suffix(f".{name}")
-    return own if own.is_file() or name == "meta.json" else table.parent / name
+    return own if own.is_file() else table.parent / default
 
 
 def _belonging(frame: pd.DataFrame, cases: pd.DataFrame, file: Path) -> pd.DataFrame:

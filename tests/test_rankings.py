@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,8 +51,6 @@ def board_of(means=MEANS, seeds=(0, 1, 2), steps=10, attacks=("pgd",), shift=0.0
 
 
 def saved(board, folder, **meta):
-    import json
-
     folder.mkdir()
     board.frame.to_csv(folder / "leaderboard.csv", index=False)
     board.cases.to_csv(folder / "cases.csv", index=False)
@@ -252,3 +253,19 @@ def test_what_can_not_be_compared_is_refused_in_one_sentence(tmp_path, capsys, d
     assert main(["compare", str(one), *([] if damage == "alone" else [str(two)])]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_two_leaderboards_may_share_a_folder(tmp_path):
+    for name, mean in (("x", 0.3), ("y", 0.5)):
+        board = board_of({("net", "natural"): mean})
+        board.frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        board.cases.to_csv(tmp_path / f"{name}.cases.csv", index=False)
+    table = compare_boards([read_board(tmp_path / "x.csv"), read_board(tmp_path / "y.csv")])
+    assert len(table) == 2 and (abs(table.difference + 0.2) < 0.01).all()
+
+
+def test_the_example_of_the_statistics_page_says_what_is_printed(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(block, "statistics.md", "exec"), {})
+    assert capsys.readouterr().out.split() == ["0.000", "to", "0.149", "True"]
