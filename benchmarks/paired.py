@@ -133,7 +133,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def rank_sets(better: np.ndarray) -> np.ndarray:
-    """Best and worst rank that corrected tests leave each model (Mogstad, Romano, Shaikh and Wilhelm 2024).
+    """Best and worst rank that corrected tests leave each model (arXiv 2401.15205).
 
     Args:
         better: ``(M, M)`` bool: row significantly better than column.

@@ -11,7 +11,7 @@ from scipy import stats
 FEWEST_INFORMATIVE = 5
 RESAMPLES = 2000
 LEVEL = 0.95
-# nearer to 0 or 1 than this a bootstrap of few patients covers too little (Curtin et al. 2006 switch at the same means)
+# nearer to 0 or 1 than this a bootstrap of few patients covers too little (SAS SURVEYFREQ switches there as well)
 NEAR_AN_END = 0.25
 
 
