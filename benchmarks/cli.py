@@ -1,4 +1,4 @@
-"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``strength``, ``cost``."""
+"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``compare`` and so on."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
         "--metric", help="only this one, such as accuracy, macro_f1, miou or training-cost; default: all"
     )
     tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="csv: a number a row")
+    compare = commands.add_parser("compare", help="compare leaderboards of several runs, case by case")
+    compare.add_argument("boards", type=Path, nargs="+", metavar="RUN", help="folder of a run, or its leaderboard.csv")
+    compare.add_argument(
+        "--models", choices=("same", "all"),
+        help="pair models of the same name, or all of one with all of the other; default: the same if there are any",
+    )  # fmt: skip
+    compare.add_argument("--out", type=Path, help="CSV file for the comparison")
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd, attacks or training recipes beside plain passes")
@@ -112,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _bench(given: argparse.Namespace) -> int:
     from medadv.benchmarks.distribution import cluster_given
+    from medadv.benchmarks.rankings import SHORT
     from medadv.benchmarks.report import summary
     from medadv.benchmarks.run import run_suite
 
@@ -124,8 +132,8 @@ def _bench(given: argparse.Namespace) -> int:
     )  # fmt: skip
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
         print(summary(board).to_string(index=False))
-        print("\npaired difference of the worst case to natural training, 95 % interval:")
-        print(board.compare().drop(columns=["dataset", "ci_unit"]).to_string(index=False))
+        print("\npaired difference of the worst case to natural training, 95 % interval, Holm-corrected p:")
+        print(board.compare()[list(SHORT)].to_string(index=False))
     print(f"\n{out / 'leaderboard.csv'}\n{out / 'report.html'}")
     if len(board.failures):
         print(f"medadv: {len(board.failures)} rows failed, see column error; the same command tries them again.",
@@ -226,7 +234,19 @@ def _tables(given: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(given: argparse.Namespace) -> int:
+    from medadv.benchmarks.comparison import compare_boards, described, read_board, write_comparison
+
+    table = compare_boards([read_board(path) for path in given.boards], models=given.models)
+    with pd.option_context("display.width", 250, "display.max_columns", 50, "display.precision", 3):
+        print(described(table))
+    if given.out is not None:
+        write_comparison(table, given.out)
+        print(f"\n{given.out}")
+    return 0
+
+
 _COMMANDS = {
     "bench": _bench, "attack": _attack, "suites": _suites, "attacks": _attacks, "tables": _tables,
-    "strength": _strength, "cost": _cost,
+    "compare": _compare, "strength": _strength, "cost": _cost,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from medadv import metrics
 from medadv.decisions import Decision, Multilabel
 
 ALL_CASES = "all"
+CLASS_DICE = "class_dice"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class EndpointTable:
             ]
         detected = [metrics.lesion_detection(before, truth), metrics.lesion_detection(after, moved)]
         return [
+            (f"{CLASS_DICE}:{name}", 1.0, _dice(before, truth), _dice(after, moved)),
             (f"{size}_{self.volume_unit}:{name}", volumes[0], volumes[1], volumes[2]),
             (f"lesion_sensitivity:{name}", 1.0, detected[0][0], detected[1][0]),
             (f"lesion_false_positives:{name}", 0.0, float(detected[0][1]), float(detected[1][1])),
@@ -187,6 +189,12 @@ class EndpointTable:
         table.insert(0, "endpoint", list(measures))
         table.insert(0, "case", list(repeat(ALL_CASES, len(table))))
         return table
+
+
+def _dice(said: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of a structure; NaN where a threat moved all of its reference out of the image and nothing is said."""
+    size = int(said.sum()) + int(truth.sum())
+    return 2 * int((said & truth).sum()) / size if size else np.nan
 
 
 def validation_thresholds(decision: Decision, logits: Tensor, target: Tensor) -> list[float]:

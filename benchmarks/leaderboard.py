@@ -15,7 +15,9 @@ from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.monai_metrics import summary
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome
-from medadv.benchmarks.statistics import mean_interval, paired_difference
+from medadv.benchmarks.per_class import per_class
+from medadv.benchmarks.rankings import over_seeds, pairs, ranks
+from medadv.benchmarks.statistics import mean_interval
 from medadv.diagnostics import monotone
 
 SCHEMA_VERSION = 3
@@ -113,29 +115,50 @@ class Leaderboard:
         """The rows that tell how robust a model is: clean, image-blind and the worst case per threat set and budget."""
         return self.frame[self.frame.attack.isin([WORST_CASE, NO_ATTACK])].reset_index(drop=True)
 
-    def compare(self, baseline: str = "natural") -> pd.DataFrame:
-        """Paired differences of worst cases between trainings: training minus ``baseline``, same cases and budget.
+    def compare(self, baseline: str | None = "natural") -> pd.DataFrame:
+        """Paired differences of worst cases: the same cases, threat set, region and budget, over all training seeds.
+
+        Args:
+            baseline: each training minus this one, of the same model; None: all pairs of models and trainings.
 
         Returns:
-            Rows ``dataset, task, model, training, train_seed, threat, region, eps, difference, ci_low, ci_high,
-            ci_unit``.
+            Rows of :data:`~medadv.benchmarks.rankings.PAIR_COLUMNS`. ``ci_low`` and ``ci_high`` are of the one
+            difference; ``p_holm`` is corrected by Holm for the ``family`` of all that are compared at one threat set,
+            region and budget of a task. What faced other attacks stands in :meth:`not_compared` instead.
         """
-        keys = ["dataset", "task", "model", "train_seed", "threat", "region", "eps"]
-        worst = self.cases[self.cases.attack == WORST_CASE] if len(self.cases) else self.cases
-        rows = []
-        if len(worst):
-            for key, group in worst.groupby(keys, sort=False):
-                base = group[group.training == baseline].set_index("case")
-                for training, other in group[group.training != baseline].groupby("training", sort=False):
-                    if not len(base):
-                        continue
-                    other = other.set_index("case").loc[base.index]
-                    patients = None if (base.patient == "").all() else list(base.patient)
-                    difference, interval = paired_difference(
-                        other.adversarial.to_numpy(float), base.adversarial.to_numpy(float), patients
-                    )
-                    rows.append((*key, training, difference, interval.low, interval.high, interval.unit))
-        return pd.DataFrame(rows, columns=[*keys, "training", "difference", "ci_low", "ci_high", "ci_unit"])
+        return pairs(self.frame, self.cases, baseline)[0]
+
+    def not_compared(self, baseline: str | None = "natural") -> pd.DataFrame:
+        """The pairs that :meth:`compare` leaves out, with the reason: their worst cases are not of the same attacks."""
+        return pairs(self.frame, self.cases, baseline)[1]
+
+    def ranks(self) -> pd.DataFrame:
+        """Rank of each model and training by its worst case, and the best and worst rank the paired tests leave it.
+
+        Returns:
+            Rows of :data:`~medadv.benchmarks.rankings.RANK_COLUMNS`, per task, threat set, region and budget. A best
+            rank is one more than how many are significantly better after Holm's correction over all pairs, so with
+            95 % confidence all true ranks are between ``best_rank`` and ``worst_rank``
+            (:func:`~medadv.benchmarks.paired.rank_sets`). Models that faced other attacks are ranked apart.
+        """
+        return ranks(self.frame, self.cases)
+
+    def over_seeds(self) -> pd.DataFrame:
+        """Mean of each model and training under each attack, with the interval of training seeds and patients.
+
+        Returns:
+            Rows with ``n_seeds, n_cases, n_unscored, mean, seed_std, ci_low, ci_high, ci_unit, flags``; one seed is
+            flagged, as its interval is that of one network.
+        """
+        return over_seeds(self.cases)
+
+    def per_class(self) -> pd.DataFrame:
+        """Endpoints of each class under each attack, with intervals, and the cases that no mean can show counted.
+
+        Returns:
+            Rows of :data:`~medadv.benchmarks.per_class.COLUMNS`.
+        """
+        return per_class(self.endpoints, self.cases)
 
     def transfer_matrix(self) -> pd.DataFrame:
         """What each model scores on the images made on each other one: surrogates x targets.

@@ -18,7 +18,15 @@ from medadv.files import write_text
 
 _TEMPLATES = resources.files("medadv.benchmarks") / "templates"
 _NOISE = "noise at the largest"
-_SCORES = ("clean", "adversarial", "ci_low", "ci_high", "success_rate", "ssim", "difference", _NOISE)
+_PAIRS = (
+    "task", "model", "training", "against_training", "threat", "region", "budget", "n_seeds", "n_cases", "n_unscored",
+    "difference", "ci_low", "ci_high", "ci_unit", "p", "p_holm", "family", "flags",
+)  # fmt: skip
+_RANKS = (
+    "task", "threat", "region", "budget", "model", "training", "n_seeds", "n_cases", "n_unscored", "mean", "ci_low",
+    "ci_high", "rank", "best_rank", "worst_rank", "n_models", "flags",
+)  # fmt: skip
+_SCORES = ("mean", "clean", "adversarial", "ci_low", "ci_high", "success_rate", "ssim", "difference", _NOISE)
 
 
 def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -> None:
@@ -33,7 +41,9 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             description=suite.get("description", ""),
             summary=_html(summary(board)),
             curves=png(robustness_curves(board)),
-            comparison=_html(_readable_budget(board.compare(), board)),
+            comparison=_html(_readable_budget(board.compare(), board, _PAIRS)),
+            apart=_html(apart) if len(apart := board.not_compared()) else "",
+            ranks=_html(_readable_budget(board.ranks(), board, _RANKS)),
             surveys=survey_tables(board),
             table=table_html(board.frame),
             trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
@@ -88,28 +98,17 @@ def table_html(frame: pd.DataFrame) -> str:
     return _html(frame)
 
 
-def _readable_budget(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
-    shares = board.frame.drop_duplicates(["dataset", "eps"]).set_index(["dataset", "eps"]).eps_fraction
-    if len(table):
-        budgets = [
-            f"{255 * shares[(dataset, eps)]:.3g}/255" for dataset, eps in zip(table.dataset, table.eps, strict=True)
-        ]
-        table = table.drop(columns=["dataset", "eps"]).assign(budget=budgets)
-        table = table[
-            [
-                "task",
-                "model",
-                "training",
-                "train_seed",
-                "threat",
-                "budget",
-                "difference",
-                "ci_low",
-                "ci_high",
-                "ci_unit",
-            ]
-        ]
-    return table
+def _readable_budget(table: pd.DataFrame, board: Leaderboard, columns: Sequence[str]) -> pd.DataFrame:
+    """Chosen columns, the budget as a share of the intensity window where it has one."""
+    if not len(table):
+        return pd.DataFrame(columns=list(columns))
+    shares = board.frame.drop_duplicates(["dataset", "eps", "unit"]).set_index(["dataset", "eps", "unit"]).eps_fraction
+    keys = zip(table.dataset, table.eps, table.unit, strict=True)
+    budgets = [
+        f"{eps:.4g} {unit}" if pd.isna(share := shares[(dataset, eps, unit)]) else f"{255 * share:.3g}/255"
+        for dataset, eps, unit in keys
+    ]
+    return table.assign(budget=budgets)[list(columns)]
 
 
 def _html(table: pd.DataFrame) -> str:

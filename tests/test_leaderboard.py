@@ -320,6 +320,7 @@ def test_a_suite_leaves_tables_report_weights_and_adversarials(discs_by_name, tm
     ]
     report = (tmp_path / "report.html").read_text()
     assert report.count("data:image/png;base64") == 4 and "http" not in report.split("<body>")[1].split("<h2>Data")[0]
+    assert "p_holm" in report and "worst_rank" in report
     compared = result.compare()
     assert compared.training.tolist() == ["pgd-at"] and compared.ci_unit.tolist() == ["patient"]
 

@@ -46,19 +46,6 @@ def test_no_scored_case_gives_no_interval():
     assert np.isnan(interval.low) and np.isnan(interval.high)
 
 
-@pytest.mark.parametrize("mean", [0.3, 0.5, 0.8])
-def test_coverage_over_patients(mean):
-    rng = np.random.default_rng(1)
-    hits, runs = 0, 150
-    for run in range(runs):
-        skill = stats.beta.rvs(4 * mean, 4 * (1 - mean), size=40, random_state=rng)
-        owner = np.repeat(np.arange(40), rng.integers(1, 6, 40))
-        scores = np.clip(skill[owner] + rng.normal(0, 0.02, len(owner)), 0, 1)
-        interval = mean_interval(scores, [str(o) for o in owner], seed=run)
-        hits += interval.low <= mean <= interval.high
-    assert hits / runs >= 0.88  # 95 % minus what a bootstrap of 40 patients and 150 runs may miss
-
-
 def test_paired_difference_sees_what_overlapping_intervals_hide():
     rng = np.random.default_rng(2)
     a = rng.uniform(0.1, 0.9, 40)
@@ -69,6 +56,32 @@ def test_paired_difference_sees_what_overlapping_intervals_hide():
     assert mean_interval(a, None).low < mean_interval(b.clip(0, 1), None).high
 
 
-def test_too_few_patients_give_no_paired_interval():
+def test_few_patients_that_differ_give_a_bound_of_their_share():
+    a = np.zeros(40)
+    a[:3], a[3] = 0.8, -0.5
+    _, interval = paired_difference(a, np.zeros(40), None)
+    assert interval.bound
+    assert interval.high == pytest.approx(stats.beta.ppf(0.975, 4, 37))
+    assert interval.low == pytest.approx(-stats.beta.ppf(0.975, 2, 39))
+
+
+def test_two_patients_give_a_bound_that_says_nothing():
     _, interval = paired_difference(np.ones(8), np.zeros(8), ["a", "b"] * 4)
-    assert interval.bound and (interval.low, interval.high) == (-1.0, 1.0)
+    assert interval.bound and interval.high == 1.0 and interval.low < 0
+
+
+def test_patients_that_are_all_alike_count_as_a_case_each():
+    interval = mean_interval(np.full(40, 0.5), ["p", "q", "r", "s", "t", "u", "v", "w"] * 5)
+    assert interval.bound
+    assert (interval.low, interval.high) == pytest.approx(stats.binomtest(4, 8).proportion_ci())
+
+
+def test_scores_that_are_no_shares_are_refused():
+    with pytest.raises(ValueError, match="no shares"):
+        mean_interval(np.array([0.2, 1.7]), None)
+
+
+def test_a_tight_mean_near_the_ceiling_keeps_a_tight_interval():
+    scores = np.random.default_rng(4).normal(0.93, 0.02, 40)
+    interval = mean_interval(scores, None)
+    assert interval.high - interval.low < 0.02
