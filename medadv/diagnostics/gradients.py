@@ -9,10 +9,13 @@ from medadv.adaptive import BackwardApproximation
 from medadv.diagnostics.finding import Measured, nothing
 from medadv.diagnostics.probe import Probe, per_case
 
-# root mean square of the steps of a difference, and steps along signs, in shares of the window
-DIFFERENCES = (1e-4, 1e-3, 1e-2)
+# root mean square of the steps of a difference, in the order they are tried, and steps along signs; in shares of the
+# window
+DIFFERENCES = (1e-3, 1e-2, 1e-4, 1e-5)
 STEPS = (0.5 / 255, 2 / 255, 8 / 255)
 _RANDOM_DIFFERENCES = 4
+# differences that agree so well need no other step size
+_AGREES = 0.05
 _RANDOM_STEPS = 6
 # share of all change from which voxels without a gradient are said to matter
 _INFLUENCE = 0.25
@@ -21,12 +24,13 @@ _INFLUENCE = 0.25
 def zero_share(probe: Probe) -> Measured:
     """Share of voxels whose gradient is zero or not finite, counted in cases in which such voxels change the loss.
 
-    A voxel outside the window of a CT network has a zero gradient, rightly; so it only counts where random steps of
-    these voxels alone change the loss by a good part of what steps of all voxels do, or where no gradient is left.
+    A voxel outside the window of a CT network has a zero gradient, rightly, and so have most in front of a pooling by
+    the maximum; so they only count where random steps, however small, of these voxels alone change the loss by a good
+    part of what steps of all voxels do, or where no gradient is left.
     """
     dead = probe.gradient == 0
     share = per_case(dead).double().mean(1)
-    influence = torch.zeros_like(share)
+    influence = torch.full_like(share, torch.inf)
     if bool((share > 0.5).any()):
         start = probe.losses(probe.x)
         for number, step in enumerate(STEPS):
@@ -34,7 +38,7 @@ def zero_share(probe: Probe) -> Measured:
             whole, part = (probe.losses(probe.inside(probe.x + moved)) - start for moved in (signs, signs * dead))
             changed = whole.abs() + part.abs()
             shared = torch.where(changed > 0, part.abs() / changed.clamp(min=torch.finfo(changed.dtype).tiny), 0.0)
-            influence = influence.maximum(2 * shared)
+            influence = influence.minimum(2 * shared)
     masked = (share == 1) | ((share > 0.5) & (influence > _INFLUENCE))
     return Measured(float((share * masked).mean()), {"zero": float(share.mean()), "influence": float(influence.mean())})
 
@@ -79,7 +83,7 @@ def _scaled(gradient: Tensor) -> Tensor:
 
 def _movable(probe: Probe) -> Tensor:
     """Voxels away from the ends of range and window; all of a case where that leaves few."""
-    margin = 3 * probe.width * DIFFERENCES[-1]
+    margin = 3 * probe.width * max(DIFFERENCES)
     low, high = probe.intensity.bounds(probe.x)
     free = (probe.x - low > margin) & (high - probe.x > margin)
     for edge in probe.intensity.window or ():
@@ -107,6 +111,8 @@ def _disagreement(probe: Probe, gradient: Tensor, directions: list[Tensor]) -> T
         off = (difference - slopes).square().sum(0)
         error = torch.where(size_of_both > 0, off / size_of_both, torch.zeros_like(off)).sqrt()
         best = best.minimum(torch.nan_to_num(error, nan=torch.inf))
+        if bool((best < _AGREES).all()):
+            break
     return best
 
 

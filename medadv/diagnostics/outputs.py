@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from medadv.decisions import Multiclass
 from medadv.diagnostics.finding import Measured, nothing
@@ -67,7 +68,8 @@ def layers_in_training(victim: Victim) -> tuple[list[str], list[str]] | None:
 
 def _drops(layer: nn.Module) -> bool:
     share = getattr(layer, "p", getattr(layer, "drop_prob", 0.0))
-    return "drop" in type(layer).__name__.lower() and isinstance(share, int | float) and share > 0
+    of_this_kind = isinstance(layer, _DropoutNd) or "drop" in type(layer).__name__.lower()
+    return of_this_kind and isinstance(share, int | float) and share > 0
 
 
 def training_mode(probe: Probe) -> Measured:
@@ -97,7 +99,7 @@ def probabilities(probe: Probe) -> Measured:
         z = probe.logits(probe.x)
         share = _like_probabilities(probe, z)
         if share < 1 or isinstance(probe.decision, Multiclass):
-            return Measured(share)
+            return Measured(share, counts=share == 1)
         last = _last_operation(probe)
         if last:
             squashes = "sigmoid" in last or ("softmax" in last and "log" not in last)
@@ -107,7 +109,7 @@ def probabilities(probe: Probe) -> Measured:
         extremes = [probe.x * 0 + middle + far * (high - low) for far in (-1e3, -0.5, 0.5, 1e3)]
         extremes.append(middle + 1e3 * (probe.x - middle))
         shares = [_like_probabilities(probe, probe.logits(image)) for image in extremes]
-    return Measured(min(share, *shares))
+    return Measured(min(shares), counts=min(shares) == 1)
 
 
 def _like_probabilities(probe: Probe, z: Tensor) -> float:

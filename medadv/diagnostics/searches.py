@@ -16,19 +16,25 @@ from medadv.diagnostics.probe import Probe
 FEW_STEPS, MORE_STEPS, MORE_RESTARTS = 10, 40, 4
 LARGE_STEPS = 20
 QUERIES = 200
+_HARDLY = 0.05
+# fewer cases than this share (and than two) are chance
+_SEVERAL = 0.25
 _NO_BUDGET = "no budget was given"
 
 
 def survives_everything(probe: Probe) -> Measured:
-    """Score under pgd with the whole range as budget, less what simple images leave (other cases, grey, noise).
+    """Share of the score that is left under pgd with the whole range as budget, above what simple images leave.
 
-    All of these are in the ball, so an attack that leaves a higher score has not found what lies before it; a model
-    whose diagnosis hardly depends on the image is not held against the attack.
+    Simple images (those of other cases, grey, noise) are all in that ball, so an attack that leaves a higher score has
+    not found what lies before it. A model whose diagnosis hardly depends on the image is not held against the attack.
     """
     eps = max(high - low for low, high in zip(probe.intensity.lows, probe.intensity.highs, strict=True))
-    score = _mean(probe.scores(_pgd(probe, eps, LARGE_STEPS, 1)))
+    clean, score = _mean(probe.scores(probe.x)), _mean(probe.scores(_pgd(probe, eps, LARGE_STEPS, 0)))
     floor = _mean(_simple_images(probe))
-    return Measured(score - floor, {"score": score, "simple_images": floor}, counts=np.isfinite(score))
+    numbers = {"clean": clean, "score": score, "simple_images": floor}
+    if not clean - floor > _HARDLY:
+        return Measured(np.nan, numbers, "the diagnosis hardly depends on the image", counts=False)
+    return Measured(max(score - floor, 0.0) / (clean - floor), numbers)
 
 
 def _simple_images(probe: Probe) -> np.ndarray:
@@ -66,25 +72,33 @@ def _gain(probe: Probe, steps: int, restarts: int, name: str) -> Measured:
 
 
 def black_box(probe: Probe) -> Measured:
-    """How much lower the mean score is under an attack on scores alone than under pgd."""
+    """How much lower the mean score is under an attack on scores alone than under white-box ones."""
     if probe.eps is None:
         return nothing(_NO_BUDGET)
     name = "square-dice" if probe.victim.segments else "square"
     asked = probe.scores(probe.attack(name, probe.deployed, eps=probe.eps, max_iter=QUERIES))
-    return _fallen(_white_box(probe), asked, "pgd", f"queries_{QUERIES}")
+    return _fallen(_white_box(probe), asked, "white_box", f"queries_{QUERIES}")
 
 
 def transferred(probe: Probe) -> Measured:
-    """How much lower the mean score is on images made on the surrogate than under pgd."""
+    """How much lower the mean score is on images made on the surrogate than under white-box attacks."""
     if probe.eps is None or probe.surrogate is None:
         return nothing(_NO_BUDGET if probe.eps is None else "no surrogate was given")
     shown = probe.scores(probe.attack("transfer", eps=probe.eps, surrogate=probe.surrogate))
-    return _fallen(_white_box(probe), shown, "pgd", "surrogate")
+    return _fallen(_white_box(probe), shown, "white_box", "surrogate")
 
 
 def _white_box(probe: Probe) -> np.ndarray:
+    """The lowest score of each case under all that gradients can do here."""
     assert probe.eps is not None
-    return probe.scores(_pgd(probe, probe.eps, MORE_STEPS, 1))
+    name = "apgd-dice" if probe.victim.segments else "apgd-margin"
+    images = [
+        _pgd(probe, probe.eps, MORE_STEPS, 1),
+        _pgd(probe, probe.eps, FEW_STEPS, MORE_RESTARTS),
+        probe.attack(name, eps=probe.eps, max_iter=MORE_STEPS),
+    ]
+    lowest: np.ndarray = np.fmin.reduce([probe.scores(x_adv) for x_adv in images])
+    return lowest
 
 
 def stored(probe: Probe) -> Measured:
@@ -116,10 +130,10 @@ def _pgd(probe: Probe, eps: float | str, steps: int, restarts: int, victim: Any 
 
 
 def _fallen(before: np.ndarray, after: np.ndarray, first: str, second: str) -> Measured:
-    """Fall of the mean from one score to the other; one case alone is chance and does not count."""
+    """Fall of the mean from one score to the other; a few cases alone are chance and do not count."""
     numbers = {first: _mean(before), second: _mean(after)}
     fall = before - after
-    several = int((fall > 0.01).sum()) > 1
+    several = int((fall > 0.01).sum()) >= max(2.0, _SEVERAL * len(fall))
     return Measured(_mean(fall), numbers, counts=several)
 
 
