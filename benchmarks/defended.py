@@ -16,10 +16,11 @@ from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defences import OF_ONE_ATTACK, Defended, Row, frame_of
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
-from medadv.diagnostics import Finding, repeatable, zero_gradients
+from medadv.diagnostics import CHECKS
+from medadv.diagnostics.finding import Measured
+from medadv.victims import Victim
 
 UNAWARE, ADAPTIVE = "unaware", "adaptive"
-_TOLERANCE = 0.01
 
 
 class DefendedEvaluator(Evaluator):
@@ -87,11 +88,8 @@ class DefendedEvaluator(Evaluator):
         worst = outcomes[0] if len(outcomes) == 1 else self.worst_case(outcomes)
         return replace(worst, attack=f"{planned.label} ({ADAPTIVE})", settings=outcomes[0].settings, worst_attack=None)
 
-    def findings(self) -> list[Finding]:
-        rows = slice(0, min(8, len(self.x)))
-        seen, deployed = self.defence.differentiable, self.defence.deployed
-        x, target, valid = (part[rows].to(seen.device) for part in (self.x, self.target, self.valid))
-        return [zero_gradients(seen, x, target, valid), repeatable(deployed, x)]
+    def _diagnosed(self) -> tuple[Victim, Victim]:
+        return self.defence.differentiable, self.defence.deployed
 
 
 def adaptable(planned: Planned, defence: Defended) -> bool:
@@ -144,6 +142,8 @@ class DefenceTrials:
         evaluators: per title a defended model.
         attacks: per title the attacks it has to stand.
         keep_images: keep the adversarial images of every worst case.
+        diagnostics: checks of each defended model, as for
+            :func:`~medadv.benchmarks.evaluate.evaluate_estimator`.
     """
 
     def __init__(
@@ -152,8 +152,10 @@ class DefenceTrials:
         attacks: Mapping[str, Sequence[Planned]],
         *,
         keep_images: bool = False,
+        diagnostics: str = "basic",
     ) -> None:
         self.keep_images = keep_images
+        self.diagnostics = diagnostics
         self.evaluators = evaluators
         self.attacks = attacks
         self.found: dict[str, list[Outcome]] = {title: [] for title in evaluators}
@@ -195,7 +197,9 @@ class DefenceTrials:
             outcomes += [*of_group, worst]
         gap = self._gaps[title]
         # an attack that knows more and finds less has not been adapted well enough, and the number is too good
-        weaker = Finding("adaptive", gap, f"adaptive-weaker=+{gap:.3f}" if gap > _TOLERANCE else "")
-        return Evaluation(
-            evaluator.data, evaluator.cases, evaluator.defence.segments, outcomes, [*evaluator.findings(), weaker]
+        weaker = CHECKS["adaptive"].judge(Measured(gap))
+        budgets = sorted(
+            {outcome.eps for outcome in found if outcome.unit in (None, evaluator.estimator.intensity.unit)}
         )
+        findings = evaluator.findings(self.diagnostics, budgets)
+        return Evaluation(evaluator.data, evaluator.cases, evaluator.defence.segments, outcomes, [*findings, weaker])

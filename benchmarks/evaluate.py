@@ -23,10 +23,10 @@ from medadv.benchmarks.outcomes import Evaluation, Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
 from medadv.decisions import Decision
-from medadv.diagnostics import Finding, repeatable, zero_gradients
+from medadv.diagnostics import Finding, Probe, run_checks
 from medadv.intensities import Intensity
 from medadv.targets import target_success
-from medadv.victims import Passes
+from medadv.victims import Passes, Victim
 
 WORST_CASE = "worst-case"
 NO_ATTACK = "none"
@@ -146,12 +146,26 @@ class Evaluator:
             self.x, None, attack=NO_ATTACK, access="none", threat="none", settings=settings, eps=0.0, fraction=0.0
         )
 
-    def findings(self) -> list[Finding]:
-        """The checks that look at the model itself, on a few cases."""
-        victim = self.estimator.victim()
+    def findings(self, level: str = "basic", budgets: Sequence[float | str] = ()) -> list[Finding]:
+        """The checks that look at the model itself, on a few cases.
+
+        Args:
+            level: of :func:`~medadv.diagnostics.run_checks`, or ``"none"``.
+            budgets: of the suite; attacks of the checks run at the middle one.
+        """
+        if level == "none":
+            return []
+        seen, deployed = self._diagnosed()
         rows = slice(0, min(_PROBED_CASES, len(self.x)))
-        x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
-        return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
+        x, target, valid = (part[rows].to(seen.device) for part in (self.x, self.target, self.valid))
+        eps = budgets[len(budgets) // 2] if budgets else None
+        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
+        return run_checks(Probe(seen, x, target, valid, eps=eps, deployed=deployed, **options), level)
+
+    def _diagnosed(self) -> tuple[Victim, Victim]:
+        """What is differentiated, and what is deployed."""
+        victim = self.estimator.victim()
+        return victim, victim
 
     @property
     def attacked(self) -> Any:
@@ -338,6 +352,7 @@ def evaluate_estimator(
     bands: int | None = None,
     corruptions: str | Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
+    diagnostics: str = "basic",
     on_attack: Callable[[str], None] = lambda done: None,
     on_images: Callable[[Planned, Crafted, float | str | None], None] = lambda planned, crafted, eps: None,
 ) -> Evaluation:
@@ -355,6 +370,7 @@ def evaluate_estimator(
         corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
             1 to 5 beside the attacks.
         metrics: as in :class:`Evaluator`.
+        diagnostics: checks of the model: ``"basic"``, ``"full"`` or ``"none"``.
         on_attack: called with a line of progress after each attack and corruption.
         on_images: called with the images of each attack and its budget, before they are let go.
     """
@@ -391,4 +407,4 @@ def evaluate_estimator(
     for name in chosen(corruptions):
         outcomes += [evaluator.corrupt(name, severity) for severity in SEVERITIES]
         on_attack(name)
-    return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())
+    return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings(diagnostics, positive))

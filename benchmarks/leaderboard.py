@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE, Evaluation, Outcome
 from medadv.benchmarks.monai_metrics import summary
 from medadv.benchmarks.statistics import mean_interval, paired_difference
-from medadv.diagnostics import monotone
+from medadv.benchmarks.trust import findings_of, flagged
 
 SCHEMA_VERSION = 2
 COLUMNS = (
@@ -50,6 +49,8 @@ class Leaderboard:
         cases: a score per case and attack.
         endpoints: an endpoint per case and attack.
         bands: share of each perturbation's energy per band of frequencies, where a suite asks for it.
+        diagnostics: what each check found, of each model and, where it reads scores, of each attack, threat set and
+            budget (:func:`~medadv.benchmarks.trust.findings_of`).
         meta: provenance, as written to ``leaderboard.meta.json``.
 
     Example:
@@ -63,6 +64,7 @@ class Leaderboard:
     endpoints: pd.DataFrame = field(default_factory=pd.DataFrame)
     meta: dict[str, Any] = field(default_factory=dict)
     bands: pd.DataFrame = field(default_factory=pd.DataFrame)
+    diagnostics: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def add(self, entry: Entry, evaluation: Evaluation) -> None:
         """Adds all outcomes of one evaluated model."""
@@ -75,8 +77,9 @@ class Leaderboard:
             endpoints.append(outcome.endpoints.assign(**key)[[*key, *outcome.endpoints.columns]])
             bands.append(_band_rows(key, evaluation.cases, outcome))
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        findings = [finding.flag for finding in evaluation.findings if finding.flag]
-        self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
+        found = findings_of(frame, evaluation.findings)
+        self._extend(flagged(frame, found, entry.flags), cases, endpoints)
+        self.diagnostics = _appended(self.diagnostics, [found])
         self.bands = _appended(self.bands, bands)
 
     def add_image_blind(
@@ -283,24 +286,6 @@ def _band_rows(key: dict[str, Any], cases: Cases, outcome: Outcome) -> pd.DataFr
             "share": outcome.band_shares.ravel(),
         }
     )  # fmt: skip
-
-
-def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
-    """Adds the flags of the model, and of each attack whose score rises with the budget."""
-    frame = frame.copy()
-    clean = frame[frame.attack == NO_ATTACK]
-    for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat", "region"]):
-        curve = pd.concat([clean, rows])
-        # what is meant to be worse and is not tells of the attack; a corruption is no attack
-        if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):
-            found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
-            frame.loc[rows.index, "flags"] = [_joined(flag, found.flag) for flag in frame.loc[rows.index, "flags"]]
-    frame["flags"] = [_joined(flag, *flags) for flag in frame["flags"]]
-    return frame
-
-
-def _joined(*flags: str) -> str:
-    return ";".join(flag for flag in flags if flag)
 
 
 def _mean(scores: np.ndarray) -> float:

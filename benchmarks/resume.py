@@ -125,7 +125,7 @@ def _pictures(folder: Path) -> list[Gallery]:
 
 def _finished(board: Leaderboard, tasks: list[str]) -> Leaderboard:
     """The rows of finished tasks: a run that stops after its tables are written has those of one more."""
-    for name in ("frame", "cases", "endpoints", "bands"):
+    for name in ("frame", "cases", "endpoints", "bands", "diagnostics"):
         table = getattr(board, name)
         if len(table):
             setattr(board, name, table[table.task.isin(tasks)].reset_index(drop=True))

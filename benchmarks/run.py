@@ -232,7 +232,7 @@ class _Run:
                     defence, data, batch_size=task.batch_size, seed=self.suite.seed, test_cases=task.test_cases,
                     hd95=self.suite.hd95,
                 )  # fmt: skip
-        return DefenceTrials(evaluators, through, keep_images=self.save)
+        return DefenceTrials(evaluators, through, keep_images=self.save, diagnostics=self.suite.diagnostics)
 
     def _evaluate(
         self, task: TaskSpec, target: Trained, trained: dict[Trained, Estimator], memory: Memory, data: Dataset,
@@ -253,7 +253,8 @@ class _Run:
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
                 test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, bands=self.suite.bands,
-                corruptions=task.corruptions, on_attack=on_attack, on_images=trials.see,
+                corruptions=task.corruptions, diagnostics=self.suite.diagnostics, on_attack=on_attack,
+                on_images=trials.see,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
         entry = Entry(self.suite.name, task.name, model, name, seed, self.suite.seed, flags)

@@ -22,7 +22,7 @@ from medadv.decisions import Decision
 
 SIDES = {2: (16, 16), 3: (8, 8, 8)}
 LEVEL = 0.02
-EPS = 0.04
+EPS = 0.05
 KINDS: dict[str, Decision] = {
     "class": Multiclass(3),
     "labels": Multilabel(3),
@@ -44,22 +44,30 @@ class Brightness(nn.Module):
     Args:
         kind: of :data:`KINDS`.
         gain: all logits times that.
-        texture: turns an image into another one of the same shape at random, of which a term of small amplitude, but
-            with a gradient many times that of the brightness, is added; None: without.
+        texture: adds a term of small amplitude, but with a gradient many times that of the brightness, of random
+            patterns: layers that change the strengths ``(N, K, ...)`` of the patterns at random; None: without.
+        front: what happens to the image first.
+        dims: 2 or 3.
     """
 
-    def __init__(self, kind: str, gain: float = 1.0, texture: nn.Module | None = None) -> None:
+    def __init__(
+        self, kind: str, gain: float = 1.0, texture: nn.Module | None = None, front: nn.Module | None = None,
+        dims: int = 2,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.voxels = kind.startswith("voxel")
         slopes, offsets = (torch.tensor(values) for values in _HEADS[kind])
         self.slopes, self.offsets = nn.Parameter(gain * slopes), nn.Parameter(gain * offsets)
-        self.texture = texture
+        self.texture, self.front = texture, front
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("patterns", torch.randn(1, 16, *SIDES[dims], generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.front is None else self.front(x)
         level = self._local_mean(x) - 0.5
         if self.texture is not None:
-            alternating = (-1.0) ** sum(torch.meshgrid(*(torch.arange(s) for s in x.shape[2:]), indexing="ij"))
-            level = level + 0.005 * torch.sin(4000 * self._local_mean(self.texture(x) * alternating))
+            strength = self.texture(self._local_mean(x * self.patterns)).sum(1, keepdim=True) / 4
+            level = level + 0.005 * torch.sin(3200 * strength)
         shape = (1, -1, *[1] * (level.ndim - 2))
         return level * self.slopes.view(shape) + self.offsets.view(shape)
 
@@ -161,11 +169,11 @@ def behind(transform: Callable[[Tensor], Tensor], kind: str, dims: int = 2) -> C
 
 
 def resized(kind: str, dims: int = 2) -> Case:
-    return _case(Brightness(kind, texture=RandomlyResized()), kind, dims)
+    return _case(Brightness(kind, texture=nn.Identity(), front=RandomlyResized(), dims=dims), kind, dims)
 
 
 def dropping(kind: str, dims: int = 2) -> Case:
-    return _case(Brightness(kind, texture=LeftOn(0.5)), kind, dims)
+    return _case(Brightness(kind, texture=LeftOn(0.5), dims=dims), kind, dims)
 
 
 def _case(net: nn.Module, kind: str, dims: int) -> Case:

@@ -17,6 +17,7 @@ from medadv.attacks import create
 from medadv.decisions import Decision
 from medadv.intensities import Intensity
 from medadv.objectives import AUTO, Objective, by_task, make_objective
+from medadv.objectives.evasion import split
 from medadv.victims import Victim, logits_in
 
 
@@ -55,8 +56,10 @@ class Probe:
         self.batch_size, self.seed = batch_size, seed
         self.decision: Decision = victim.decision
         self.intensity: Intensity = victim.intensity
-        plain = getattr(self.decision, "guarded", False)
-        self._rescaler = None if plain else rescaled(victim)
+        guarded = getattr(self.decision, "guarded", False)
+        self._rescaler = None if guarded else rescaled(victim)
+        # a detector's verdict beside logits of the model alone
+        self._with_verdict = getattr(self.deployed.decision, "guarded", False) and not guarded
         self._objective: Objective = make_objective(by_task(AUTO, victim.segments), self.decision, targeted=False)
         self._attacked: dict[str, Tensor] = {}
 
@@ -125,7 +128,8 @@ class Probe:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the deployed model, with whatever draws come next; the model has to be under attack."""
-        return torch.cat([logits_in(self.deployed.logits(part)) for part in x.split(self.batch_size)])
+        z = torch.cat([logits_in(self.deployed.logits(part)) for part in x.split(self.batch_size)])
+        return split(z)[0] if self._with_verdict else z
 
     def scores(self, x: Tensor) -> np.ndarray:
         """Score ``(N,)`` of the deployed model on images like ``x``, float64."""

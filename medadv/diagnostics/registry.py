@@ -48,8 +48,8 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "Logits are so large that softmax or sigmoid round to 0 and 1. medadv.adaptive.rescaled shrinks them about "
           "the threshold without changing a diagnosis.", 'create("pgd", rescaled(estimator), eps=eps)', "basic",
           outputs.saturated),
-    Check("large-budget", "survives-any-budget", "share of the score that is left under pgd with the whole range as "
-          "budget, above what simple images leave (those of other cases, grey, noise)", 0.25,
+    Check("large-budget", "survives-any-budget", "share of the score left under Auto-PGD with the whole range as "
+          "budget, above what simple images leave (those of other cases, grey, noise)", 0.5,
           "With this budget any image may become any other, so what survives is the attack's failure. Follow the other "
           "flags; where there are none, run 'robust' and attacks on scores.", _SQUARE, "basic",
           searches.survives_everything),
@@ -60,11 +60,11 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "pgd", 0.1, "Where it starts decides where the attack ends: give it more starts, or 'robust', an ensemble.",
           _ROBUST, "full", searches.more_restarts),
     Check("black-box", "black-box-stronger", "how much lower the mean score is under an attack on scores or decisions "
-          "alone than under any white-box attack", 0.05,
+          "alone than under white-box ones", 0.1,
           "Who sees the gradients must not find less than who does not, so gradients are masked. " + _GRADIENT, _SQUARE,
           "full", searches.black_box),
     Check("transfer", "transfer-stronger", "how much lower the mean score is on images made on another model than "
-          "under any white-box attack", 0.05,
+          "under white-box attacks", 0.1,
           "Images of another model break this one better than its own gradients, so these are masked. " + _GRADIENT,
           'create("transfer", estimator, surrogate=surrogate, eps=eps)', "full", searches.transferred),
     Check("storage", "lost-in-storage", "how much higher the mean score is once adversarial images of an attack that "
@@ -75,4 +75,9 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
     Check("monotone", "not-monotone", "largest rise of the mean score from one budget to a larger one", 0.01,
           "A larger budget holds all images of a smaller one, so the attack fails at the larger: give it more steps, a "
           "smaller eps_step, or Auto-PGD, which finds its own.", _ROBUST, "table", None, "+.3f"),
+    Check("adaptive", "adaptive-weaker", "of a defended model, how much higher the mean score is under the attack that "
+          "knows the defence than under the one that does not", 0.01,
+          "The attack has not been adapted well enough: give it more steps, more samples= of the draws, other weights= of "
+          "the detector, or another search.", 'create("apgd-margin", eot(bpda(inner, transform=transform), n=32), eps=eps)',
+          "table", None, "+.3f"),
 )}  # fmt: skip

@@ -23,13 +23,17 @@ _NO_BUDGET = "no budget was given"
 
 
 def survives_everything(probe: Probe) -> Measured:
-    """Share of the score that is left under pgd with the whole range as budget, above what simple images leave.
+    """Share of the score that is left under Auto-PGD with the whole range as budget, above what simple images leave.
 
     Simple images (those of other cases, grey, noise) are all in that ball, so an attack that leaves a higher score has
     not found what lies before it. A model whose diagnosis hardly depends on the image is not held against the attack.
     """
     eps = max(high - low for low, high in zip(probe.intensity.lows, probe.intensity.highs, strict=True))
-    clean, score = _mean(probe.scores(probe.x)), _mean(probe.scores(_pgd(probe, eps, LARGE_STEPS, 0)))
+    # from the image itself, as a start drawn from the whole range would break many a model without any gradient
+    names = ("apgd-margin", "apgd-dice") if probe.victim.segments else ("apgd-margin",)
+    found = [probe.attack(name, eps=eps, max_iter=LARGE_STEPS, num_random_init=0) for name in names]
+    clean = _mean(probe.scores(probe.x))
+    score = _mean(np.fmin.reduce([probe.scores(x_adv) for x_adv in found]))
     floor = _mean(_simple_images(probe))
     numbers = {"clean": clean, "score": score, "simple_images": floor}
     if not clean - floor > _HARDLY:
@@ -124,9 +128,9 @@ class _WithoutGrid(WrappedVictim):
         self.intensity = replace(self.inner.intensity, grid=None)
 
 
-def _pgd(probe: Probe, eps: float | str, steps: int, restarts: int, victim: Any = None) -> Tensor:
+def _pgd(probe: Probe, eps: float | str, steps: int, restarts: int, victim: Any = None, **options: Any) -> Tensor:
     name = "pgd-dicece" if probe.victim.segments else "pgd"
-    return probe.attack(name, victim, eps=eps, max_iter=steps, num_random_init=restarts)
+    return probe.attack(name, victim, eps=eps, max_iter=steps, num_random_init=restarts, **options)
 
 
 def _fallen(before: np.ndarray, after: np.ndarray, first: str, second: str) -> Measured:

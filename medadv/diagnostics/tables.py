@@ -14,6 +14,8 @@ from medadv.diagnostics.registry import CHECKS
 QUERYING = ("score", "decision")
 REPLAYED = ("transfer", "semi-white-box")
 MONOTONE_TOLERANCE = CHECKS["monotone"].limit
+# of means over all cases of a suite, in which there is less chance than in the few of a model's checks
+STRONGER_TOLERANCE = 0.05
 
 
 def rise(eps: Sequence[float], scores: Sequence[float]) -> Measured:
@@ -85,6 +87,6 @@ def knows_less(rows: Sequence[Mapping[str, object]]) -> list[Finding]:
 
     known = scores("white-box")
     return [
-        CHECKS[name].judge(stronger(known, scores(*access)))
+        replace(CHECKS[name], limit=STRONGER_TOLERANCE).judge(stronger(known, scores(*access)))
         for name, access in (("black-box", QUERYING), ("transfer", REPLAYED))
     ]
