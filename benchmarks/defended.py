@@ -198,8 +198,7 @@ class DefenceTrials:
         gap = self._gaps[title]
         # an attack that knows more and finds less has not been adapted well enough, and the number is too good
         weaker = CHECKS["adaptive"].judge(Measured(gap))
-        budgets = sorted(
-            {outcome.eps for outcome in found if outcome.unit in (None, evaluator.estimator.intensity.unit)}
-        )
+        unit = evaluator.estimator.intensity.unit
+        budgets = sorted({outcome.eps for outcome in found if outcome.unit in (None, unit)})
         findings = evaluator.findings(self.diagnostics, budgets)
         return Evaluation(evaluator.data, evaluator.cases, evaluator.defence.segments, outcomes, [*findings, weaker])

@@ -23,8 +23,8 @@ def findings_of(frame: pd.DataFrame, model_findings: Sequence[Finding]) -> pd.Da
         model_findings: of the checks that look at the model itself.
 
     Returns:
-        Columns of :data:`MODEL` and :data:`SCOPE`, then those of :func:`~medadv.diagnostics.as_frame`. A scope without a
-        value covers all rows.
+        Columns of :data:`MODEL` and :data:`SCOPE`, then those of :func:`~medadv.diagnostics.finding.as_frame`. A scope
+        without a value covers all rows.
     """
     parts = [_scoped(model_findings)]
     clean = frame[frame.attack == NO_ATTACK]

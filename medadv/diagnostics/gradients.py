@@ -40,7 +40,7 @@ def zero_share(probe: Probe) -> Measured:
             shared = torch.where(changed > 0, part.abs() / changed.clamp(min=torch.finfo(changed.dtype).tiny), 0.0)
             influence = influence.minimum(2 * shared)
     masked = (share == 1) | ((share > 0.5) & (influence > _INFLUENCE))
-    return Measured(float((share * masked).mean()), {"zero": float(share.mean()), "influence": float(influence.mean())})
+    return Measured(float((share * masked).mean()), {"zero": float(share.mean())})
 
 
 def differences(probe: Probe) -> Measured:

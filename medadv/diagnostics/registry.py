@@ -24,7 +24,8 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "basic", gradients.differences),
     Check("random-directions", "beaten-by-chance", "share of cases in which random signs raise the loss more than the "
           "signs of the gradient, at steps of 0.5/255, 2/255 and 8/255", 0.25,
-          "The gradient leads no further than chance. " + _GRADIENT, _BPDA, "basic", gradients.beaten_by_chance),
+          "The gradient leads no further than chance. " + _GRADIENT + " Of a model that draws random "
+          "numbers, attack the expectation (see repeatable).", _BPDA, "basic", gradients.beaten_by_chance),
     Check("repeatable", "not-repeatable", "difference of logits (or of gradients) between two runs on the same images, "
           "as a share of the largest", 1e-5,
           "The model draws random numbers, so one gradient tells little. Attack the expectation over its draws with "
@@ -41,6 +42,7 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "labels are wrong. Leave the last layer away, or undo it with head=torch.log (softmax) or head=torch.logit "
           "(sigmoid), and attack that.",
           'create("pgd", type(estimator)(estimator.network, estimator.input_shape, decision=estimator.decision, '
+          "intensity=estimator.intensity, "
           "head=torch.log if estimator.decision.exclusive else torch.logit), eps=eps)", "basic",
           outputs.probabilities),
     Check("saturated-loss", "saturated-loss", "share of right diagnoses whose cross-entropy has no gradient to the "
@@ -77,7 +79,7 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "smaller eps_step, or Auto-PGD, which finds its own.", _ROBUST, "table", None, "+.3f"),
     Check("adaptive", "adaptive-weaker", "of a defended model, how much higher the mean score is under the attack that "
           "knows the defence than under the one that does not", 0.01,
-          "The attack has not been adapted well enough: give it more steps, more samples= of the draws, other weights= of "
-          "the detector, or another search.", 'create("apgd-margin", eot(bpda(inner, transform=transform), n=32), eps=eps)',
-          "table", None, "+.3f"),
+          "The attack has not been adapted well enough: give it more steps, more samples= of the draws, other weights= "
+          "of the detector, or another search.",
+          'create("apgd-margin", eot(bpda(inner, transform=transform), n=32), eps=eps)', "table", None, "+.3f"),
 )}  # fmt: skip
