@@ -51,7 +51,7 @@ CHECKS: dict[str, Check] = {row.name: row for row in (
           "the threshold without changing a diagnosis.", 'create("pgd", rescaled(estimator), eps=eps)', "basic",
           outputs.saturated),
     Check("large-budget", "survives-any-budget", "share of the score left under Auto-PGD with the whole range as "
-          "budget, above what simple images leave (those of other cases, grey, noise)", 0.5,
+          "budget, above what simple images leave (those of other cases, noise)", 0.5,
           "With this budget any image may become any other, so what survives is the attack's failure. Follow the other "
           "flags; where there are none, run 'robust' and attacks on scores.", _SQUARE, "basic",
           searches.survives_everything),
