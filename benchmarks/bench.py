@@ -247,8 +247,9 @@ class TargetBench:
             for trial in self.schedule.attacks:
                 self.images(trial)
             result = assembled(self.evaluator, self.schedule, outcome_of)
-        cell = self._cell("findings", "findings", {})
-        result.findings = self.bench.store.result(cell, self.evaluator.findings)
+        level, sizes = self.bench.suite.diagnostics, self.schedule.sizes
+        cell = self._cell("findings", "findings", {"level": level, "budgets": sizes})
+        result.findings = self.bench.store.result(cell, lambda: self.evaluator.findings(level, sizes))
         return result
 
     @cached_property
@@ -261,7 +262,7 @@ class TargetBench:
                 clean = self._cell("clean", f"clean images behind {title}", self._defence_settings(title))
                 evaluator = DefendedEvaluator(defence, self.bench.data, clean=self._kept(clean), **self._judging)
                 through = attacks_through(defence, self.planned, spec.attacks)
-                found[title] = DefenceTrials(evaluator, through, keep_images=self.bench.keep_images)
+                found[title] = DefenceTrials(evaluator, through, self.bench.keep_images, self.bench.suite.diagnostics)
         return found
 
     def _kept(self, cell: Cell) -> Callable[[Callable[[], Outcome]], Outcome]:

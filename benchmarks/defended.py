@@ -16,10 +16,11 @@ from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.defences import OF_ONE_ATTACK, Defended, Row, frame_of
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
-from medadv.diagnostics import Finding, repeatable, zero_gradients
+from medadv.diagnostics import CHECKS, Finding
+from medadv.diagnostics.finding import Measured
+from medadv.victims import Victim
 
 UNAWARE, ADAPTIVE = "unaware", "adaptive"
-_TOLERANCE = 0.01
 
 
 class DefendedEvaluator(Evaluator):
@@ -87,11 +88,8 @@ class DefendedEvaluator(Evaluator):
         worst = outcomes[0] if len(outcomes) == 1 else self.worst_case(outcomes)
         return replace(worst, attack=f"{planned.label} ({ADAPTIVE})", settings=outcomes[0].settings, worst_attack=None)
 
-    def findings(self) -> list[Finding]:
-        rows = slice(0, min(8, len(self.x)))
-        seen, deployed = self.defence.differentiable, self.defence.deployed
-        x, target, valid = (part[rows].to(seen.device) for part in (self.x, self.target, self.valid))
-        return [zero_gradients(seen, x, target, valid), repeatable(deployed, x)]
+    def _diagnosed(self) -> tuple[Victim, Victim]:
+        return self.defence.differentiable, self.defence.deployed
 
 
 def adaptable(planned: Planned, defence: Defended) -> bool:
@@ -145,11 +143,13 @@ class DefenceTrials:
         evaluator: of the defended model.
         attacks: that it has to stand.
         keep_images: keep the adversarial images of every worst case.
+        diagnostics: checks of the defended model: ``"basic"``, ``"full"`` or ``"none"``.
     """
 
     evaluator: DefendedEvaluator
     attacks: Sequence[Planned]
     keep_images: bool = False
+    diagnostics: str = "basic"
 
     def concerned(self, planned: Planned) -> bool:
         """Whether an attack on the undefended model is tried here."""
@@ -188,7 +188,9 @@ class DefenceTrials:
                 outcome.images = None  # kept once, in the worst case
             outcomes += [*of_group, worst]
         data, cases, segments = self.evaluator.data, self.evaluator.cases, self.evaluator.defence.segments
-        findings = [*self.evaluator.findings(), _weaker(found)]
+        unit = self.evaluator.estimator.intensity.unit
+        budgets = sorted({outcome.eps for outcome in found if outcome.unit in (None, unit)})
+        findings = [*self.evaluator.findings(self.diagnostics, budgets), _weaker(found)]
         return Evaluation(data, cases, segments, outcomes, findings, list(failures))
 
 
@@ -198,4 +200,4 @@ def _weaker(found: Sequence[Outcome]) -> Finding:
     for unaware, adaptive in zip(found, found[1:], strict=False):
         if unaware.attack.endswith(f"({UNAWARE})"):
             gap = max(gap, float(np.nanmean(adaptive.scores) - np.nanmean(unaware.scores)))
-    return Finding("adaptive", gap, f"adaptive-weaker=+{gap:.3f}" if gap > _TOLERANCE else "")
+    return CHECKS["adaptive"].judge(Measured(gap))

@@ -23,10 +23,10 @@ from medadv.benchmarks.outcomes import Outcome, Planned
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
 from medadv.decisions import Decision
-from medadv.diagnostics import Finding, repeatable, zero_gradients
+from medadv.diagnostics import Finding, Probe, run_checks
 from medadv.intensities import Intensity
 from medadv.targets import target_success
-from medadv.victims import Passes
+from medadv.victims import Passes, Victim
 
 WORST_CASE = "worst-case"
 NO_ATTACK = "none"
@@ -148,12 +148,26 @@ class Evaluator:
             self.x, None, attack=NO_ATTACK, access="none", threat="none", settings=settings, eps=0.0, fraction=0.0
         )
 
-    def findings(self) -> list[Finding]:
-        """The checks that look at the model itself, on a few cases."""
-        victim = self.estimator.victim()
+    def findings(self, level: str = "basic", budgets: Sequence[float | str] = ()) -> list[Finding]:
+        """The checks that look at the model itself, on a few cases.
+
+        Args:
+            level: of :func:`~medadv.diagnostics.run_checks`, or ``"none"``.
+            budgets: of the suite; attacks of the checks run at the middle one.
+        """
+        if level == "none":
+            return []
+        seen, deployed = self._diagnosed()
         rows = slice(0, min(_PROBED_CASES, len(self.x)))
-        x, target, valid = (part[rows].to(victim.device) for part in (self.x, self.target, self.valid))
-        return [zero_gradients(victim, x, target, valid), repeatable(victim, x)]
+        x, target, valid = (part[rows].to(seen.device) for part in (self.x, self.target, self.valid))
+        eps = budgets[len(budgets) // 2] if budgets else None
+        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
+        return run_checks(Probe(seen, x, target, valid, eps=eps, deployed=deployed, **options), level)
+
+    def _diagnosed(self) -> tuple[Victim, Victim]:
+        """What is differentiated, and what is deployed."""
+        victim = self.estimator.victim()
+        return victim, victim
 
     @property
     def attacked(self) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.monai_metrics import summary
@@ -18,7 +17,7 @@ from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome
 from medadv.benchmarks.per_class import per_class
 from medadv.benchmarks.rankings import over_seeds, pairs, ranks
 from medadv.benchmarks.statistics import mean_interval
-from medadv.diagnostics import monotone
+from medadv.benchmarks.trust import findings_of, flagged
 
 SCHEMA_VERSION = 3
 COLUMNS = (
@@ -54,6 +53,8 @@ class Leaderboard:
         cases: a score per case and attack.
         endpoints: an endpoint per case and attack.
         bands: share of each perturbation's energy per band of frequencies, where a suite asks for it.
+        diagnostics: what each check found, of each model and, where it reads scores, of each attack, threat set and
+            budget (:func:`~medadv.benchmarks.trust.findings_of`).
         meta: provenance, as written to ``leaderboard.meta.json``.
 
     Example:
@@ -67,6 +68,7 @@ class Leaderboard:
     endpoints: pd.DataFrame = field(default_factory=pd.DataFrame)
     meta: dict[str, Any] = field(default_factory=dict)
     bands: pd.DataFrame = field(default_factory=pd.DataFrame)
+    diagnostics: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def add(self, entry: Entry, evaluation: Evaluation) -> None:
         """Adds all outcomes of one evaluated model."""
@@ -80,14 +82,16 @@ class Leaderboard:
             bands.append(_band_rows(key, evaluation.cases, outcome))
         rows += [_failed_row(entry, evaluation.data, evaluation.cases, failure) for failure in evaluation.failures]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        findings = [finding.flag for finding in evaluation.findings if finding.flag]
-        self._extend(_flagged(frame, [*entry.flags, *findings]), cases, endpoints)
+        found = findings_of(frame[frame.error == ""], evaluation.findings)
+        self._extend(flagged(frame, found, entry.flags), cases, endpoints)
+        self.diagnostics = _appended(self.diagnostics, [found])
         self.bands = _appended(self.bands, bands)
 
     def add_failures(self, entry: Entry, data: Dataset, cases: Cases, failures: Sequence[Failure]) -> None:
         """Adds rows of what raised, with the reason in column ``error`` and no score."""
         rows = [_failed_row(entry, data, cases, failure) for failure in failures]
-        self._extend(_flagged(pd.DataFrame(rows, columns=list(COLUMNS)), [*entry.flags]), [], [])
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        self._extend(flagged(frame, findings_of(frame, []), entry.flags), [], [])
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -238,7 +242,7 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
         "linf": float(outcome.linf.max()), "l2_rms": float(outcome.l2_rms.mean()), "ssim": float(outcome.ssim.mean()),
         "forward_passes": outcome.passes.forward, "backward_passes": outcome.passes.backward, "queries": queries,
         "seconds": round(outcome.seconds, 3),
-        "flags": _joined("ci-bound" if interval.bound else "", *outcome.flags), "error": "",
+        "flags": ";".join([*(["ci-bound"] if interval.bound else []), *outcome.flags]), "error": "",
     }  # fmt: skip
 
 
@@ -329,24 +333,6 @@ def _band_rows(key: dict[str, Any], cases: Cases, outcome: Outcome) -> pd.DataFr
             "share": outcome.band_shares.ravel(),
         }
     )  # fmt: skip
-
-
-def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
-    """Adds the flags of the model, and of each attack whose score rises with the budget."""
-    frame = frame.copy()
-    clean = frame[(frame.attack == NO_ATTACK) & (frame.error == "")]
-    for _, rows in frame[(frame.attack != NO_ATTACK) & (frame.error == "")].groupby(["attack", "threat", "region"]):
-        curve = pd.concat([clean, rows])
-        # what is meant to be worse and is not tells of the attack; a corruption is no attack
-        if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):
-            found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
-            frame.loc[rows.index, "flags"] = [_joined(flag, found.flag) for flag in frame.loc[rows.index, "flags"]]
-    frame["flags"] = [_joined(flag, *flags) for flag in frame["flags"]]
-    return frame
-
-
-def _joined(*flags: str) -> str:
-    return ";".join(flag for flag in flags if flag)
 
 
 def _mean(scores: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.figures import SECTIONS, Gallery, png, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.survey_render import survey_tables
+from medadv.benchmarks.trust import SCOPE
 from medadv.files import write_text
 
 _TEMPLATES = resources.files("medadv.benchmarks") / "templates"
@@ -46,6 +47,8 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             ranks=_html(_readable_budget(board.ranks(), board, _RANKS)),
             surveys=survey_tables(board),
             table=table_html(board.frame),
+            doubts=_html(doubted) if len(doubted := doubts(board.diagnostics)) else "",
+            findings=_html(board.diagnostics) if len(board.diagnostics) else "",
             trainings=_html(trainings) if len(trainings := trainings_of(suite)) else "",
             galleries={section: _shown(galleries, section) for section in SECTIONS},
             data=board.meta.get("data", {}),
@@ -75,6 +78,16 @@ def summary(board: Leaderboard) -> pd.DataFrame:
         largest = noise[noise.eps_fraction == noise.groupby("task").eps_fraction.transform("max")]
         table[_NOISE] = largest.groupby(keys, sort=False).adversarial.mean()
     return table.reset_index().rename_axis(columns=None)
+
+
+def doubts(diagnostics: pd.DataFrame) -> pd.DataFrame:
+    """What failed, of which rows, on what evidence, and the attack to run: a row per finding with a flag."""
+    if not len(diagnostics):
+        return pd.DataFrame()
+    shown = ["task", "model", "training", "train_seed", *SCOPE, "flag", "evidence", "numbers", "advice", "call"]
+    failed = diagnostics[diagnostics["flag"].fillna("") != ""]
+    table: pd.DataFrame = failed[shown].astype(dict.fromkeys(SCOPE, object)).fillna("")
+    return table
 
 
 def trainings_of(suite: dict[str, Any]) -> pd.DataFrame:

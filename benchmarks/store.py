@@ -52,12 +52,14 @@ def prepare_folder(path: Path) -> Path:
 def write_tables(board: Leaderboard, folder: Path) -> None:
     """Writes ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv`` and ``leaderboard.meta.json``.
 
-    Beside them ``transfer.csv`` and ``bands.csv``, where the suite replays images or asks for bands.
+    Beside them ``diagnostics.csv``, and ``transfer.csv`` and ``bands.csv``, where the suite replays images or asks for
+    bands.
     """
     board.to_csv(folder / "leaderboard.csv")
     write_text(folder / "cases.csv", board.cases.to_csv(index=False))
     write_text(folder / "endpoints.csv", board.endpoints.to_csv(index=False))
-    for name, table in (("transfer", board.transfer_matrix()), ("bands", board.bands)):
+    beside = {"transfer": board.transfer_matrix(), "bands": board.bands, "diagnostics": board.diagnostics}
+    for name, table in beside.items():
         if len(table):
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
     write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
@@ -115,10 +117,12 @@ def read_run(folder: Path) -> Leaderboard:
     # units such as "1" are words, and what is empty is the only thing missing
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
     frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
-    bands = folder / "bands.csv"
-    shares = pd.read_csv(bands, dtype={"unit": str}, **settings) if bands.is_file() else pd.DataFrame()
+    beside = [folder / f"{name}.csv" for name in ("bands", "diagnostics")]
+    shares, findings = (
+        pd.read_csv(path, dtype={"unit": str}, **settings) if path.is_file() else pd.DataFrame() for path in beside
+    )
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
-    return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta)
+    return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta, diagnostics=findings)
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:

@@ -78,6 +78,11 @@ class Schedule:
         return [*self.own, *(trial for group in self.budgets for trial in group)]
 
     @property
+    def sizes(self) -> list[float | str]:
+        """The budgets above 0, in the words of the suite."""
+        return [group[0].eps for group in self.budgets if group[0].eps is not None]
+
+    @property
     def all(self) -> list[Trial | Corruption]:
         """All attacks and corruptions."""
         return [*self.attacks, *self.corruptions]
@@ -149,6 +154,7 @@ def evaluate_estimator(
     *,
     corruptions: str | Sequence[str] = (),
     keep_images: bool = False,
+    diagnostics: str = "basic",
     **options: Any,
 ) -> Evaluation:
     """All attacks at all budgets, and per budget, threat set and region the worst case.
@@ -162,6 +168,7 @@ def evaluate_estimator(
         corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
             1 to 5 beside the attacks.
         keep_images: keep the adversarial images of every worst case.
+        diagnostics: checks of the model: ``"basic"``, ``"full"`` or ``"none"``.
         options: of :class:`~medadv.benchmarks.evaluate.Evaluator`.
     """
     evaluator = Evaluator(estimator, data, **options)
@@ -171,6 +178,7 @@ def evaluate_estimator(
             return evaluator.corrupt(trial.name, trial.severity)
         return evaluator.attack(trial.planned, trial.eps, keep_images=keep_images)
 
-    result = assembled(evaluator, schedule(attacks, budgets, estimator.intensity, corruptions), outcome_of)
-    result.findings = evaluator.findings()
+    plan = schedule(attacks, budgets, estimator.intensity, corruptions)
+    result = assembled(evaluator, plan, outcome_of)
+    result.findings = evaluator.findings(diagnostics, plan.sizes)
     return result

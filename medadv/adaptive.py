@@ -311,10 +311,11 @@ class RescaledLogits(WrappedVictim):
         self.scale = scale if isinstance(scale, str) else float(scale)
 
     def _rescaled(self, output: Tensor | Features) -> Tensor | Features:
-        z = self._distance(logits_in(output))
+        z = self.distance(logits_in(output))
         return z if isinstance(output, Tensor) else Features(z, output.features)
 
-    def _distance(self, z: Tensor) -> Tensor:
+    def distance(self, z: Tensor) -> Tensor:
+        """Logits ``(N, C, *S)``, rescaled."""
         if isinstance(self.decision, Multiclass):
             return self._shrunk(z - z.amax(1, keepdim=True))
         threshold = self.decision.logit_threshold(z)  # type: ignore[attr-defined]

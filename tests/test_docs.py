@@ -13,6 +13,7 @@ import torch
 from medadv.adapters.art_preprocessors import PREPROCESSORS, REFUSED
 from medadv.attacks import CATALOGUE, recipes
 from medadv.benchmarks.corruptions import CORRUPTIONS
+from medadv.diagnostics import CHECKS
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
@@ -101,7 +102,7 @@ def test_tables_name_what_there_is():
     for made, known in (
         (tables.threats(), THREATS), (tables.objectives(), OBJECTIVES), (tables.corruptions(), CORRUPTIONS),
         (tables.detectors(), FEATURE_DETECTORS), (tables.preprocessors(), PREPROCESSORS),
-        (tables.refused_preprocessors(), REFUSED),
+        (tables.refused_preprocessors(), REFUSED), (tables.diagnostics(), CHECKS), (tables.advice(), CHECKS),
     ):  # fmt: skip
         assert set(re.findall(r"^\| `([\w-]+)`", made, flags=re.MULTILINE)) == set(known)
     assert set(re.findall(r"^\| \{py:class\}`([\w-]+) <", tables.recipes(), flags=re.MULTILINE)) == set(RECIPES)
@@ -133,6 +134,14 @@ def test_the_examples_of_the_training_page_run_in_order(tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert "best epoch" in printed and "3 updates by hand" in printed and "trainer's last loss" in printed
     assert (tmp_path / "trades.pt").exists()
+
+
+def test_the_examples_of_the_diagnostics_page_run_in_order(capsys):
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "diagnostics.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(block, "diagnostics.md", "exec"), scope)
+    lines = capsys.readouterr().out.splitlines()
+    assert "zero-gradients=1.00" in lines and lines[-1] == "under pgd 1.00, under the attack advised 0.00"
 
 
 def test_the_examples_of_the_files_page_run_in_order(tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from medadv.benchmarks.corruptions import CORRUPTIONS, GROUPS
 from medadv.benchmarks.data import COLLECTIONS
 from medadv.benchmarks.data.volumes import DATALISTS, DECATHLON
 from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.diagnostics import CHECKS
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
 from medadv.threats import THREATS
@@ -139,6 +140,20 @@ def refused_preprocessors() -> str:
     return table(("of ART", "reason"), ((f"`{name}`", reason) for name, reason in REFUSED.items()))
 
 
+def diagnostics() -> str:
+    """Checks of a robustness number."""
+    lines = (
+        (f"`{row.name}`", f"`{row.flag}`", cell(row.looks_at), f"{row.limit:g}", row.level) for row in CHECKS.values()
+    )
+    return table(("check", "flag", "evidence", "flagged above", "level"), lines)
+
+
+def advice() -> str:
+    """What to do where a check fails."""
+    lines = ((f"`{row.name}`", cell(row.advice), f"`{row.call}`") for row in CHECKS.values())
+    return table(("check", "what to do", "attack to run"), lines)
+
+
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={shown(value)}`" for name, value in options.items())
 
@@ -146,7 +161,7 @@ def _options(options: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "threats": threats, "objectives": objectives, "suites": suites, "columns": columns,
     "common-options": common_options, "recipes": recipes, "collections": collections, "volumes": volumes,
-    "corruptions": corruptions, "detectors": detectors,
+    "corruptions": corruptions, "detectors": detectors, "diagnostics": diagnostics, "advice": advice,
     "preprocessors": preprocessors, "refused-preprocessors": refused_preprocessors,
 }  # fmt: skip
 
