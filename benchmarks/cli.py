@@ -1,4 +1,7 @@
-"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``strength``, ``cost``."""
+"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``strength``, ``cost``, and more.
+
+Those on results that are there are in :mod:`~medadv.benchmarks.cli_results`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from medadv.attacks import catalogue, recipe_of
+from medadv.benchmarks import cli_results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--windows", action="store_true", help="time gradients through sliding windows, and their memory, instead"
     )
+    cli_results.add_commands(commands)
     return top
 
 
@@ -203,5 +208,5 @@ def _tables(given: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "bench": _bench, "attack": _attack, "suites": _suites, "attacks": _attacks, "tables": _tables,
-    "strength": _strength, "cost": _cost,
+    "strength": _strength, "cost": _cost, **cli_results.COMMANDS,
 }  # fmt: skip

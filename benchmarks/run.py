@@ -26,7 +26,7 @@ from medadv.benchmarks.models import Estimator, build_estimator, weights_sha256
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.resume import begin
-from medadv.benchmarks.store import prepare_folder, provenance, write_adversarials
+from medadv.benchmarks.store import adversarial_file, prepare_folder, provenance, write_adversarials
 from medadv.benchmarks.suites import Suite, TaskSpec, load_suite
 from medadv.benchmarks.survey_render import write_survey
 from medadv.benchmarks.trainings import train_all
@@ -277,9 +277,8 @@ class _Run:
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                region = "" if outcome.region == "all" else f"-{outcome.region}"
-                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}{region}-{outcome.eps:.5g}.npz"
-                write_adversarials(path, result.cases.ids, outcome.images)
+                name = adversarial_file(_label(entry), outcome.threat, outcome.region, outcome.eps)
+                write_adversarials(self.folder / "adversarials" / name, result.cases.ids, outcome.images)
 
     def write(self) -> None:
         """Writes the survey's tables and the report of all tasks so far."""

@@ -54,7 +54,7 @@ def write_tables(board: Leaderboard, folder: Path) -> None:
     for name, table in (("transfer", board.transfer_matrix()), ("bands", board.bands)):
         if len(table):
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
+    write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, default=str))
 
 
 def require_files(folder: Path, names: Sequence[str]) -> None:
@@ -75,13 +75,17 @@ def read_run(folder: Path) -> Leaderboard:
         ValueError: a file is missing.
     """
     require_files(folder, _TABLES)
-    # units such as "1" are words, and what is empty is the only thing missing
-    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
+    frame, cases, endpoints = (read_table(folder / name) for name in _TABLES[:3])
     bands = folder / "bands.csv"
-    shares = pd.read_csv(bands, dtype={"unit": str}, **settings) if bands.is_file() else pd.DataFrame()
+    shares = read_table(bands) if bands.is_file() else pd.DataFrame()
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
     return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run as it was written: units such as "1" are words, and what is empty is the only thing missing."""
+    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    return pd.read_csv(path, dtype={"unit": str}, **settings)
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:
@@ -89,6 +93,11 @@ def write_weights(network: torch.nn.Module, path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def adversarial_file(label: str, threat: str, region: str, eps: float) -> str:
+    """Where in ``adversarials/`` the worst-case images of a network, threat set, region and budget are."""
+    return f"{label}-{threat}{'' if region == 'all' else f'-{region}'}-{eps:.5g}.npz"
 
 
 def write_adversarials(path: Path, ids: tuple[str, ...], images: np.ndarray) -> None:
