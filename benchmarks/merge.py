@@ -61,8 +61,8 @@ def merge(paths: Sequence[str | Path], *, keep: Keep | None = None) -> Merged:
     notes = differences(sources)
     sources = _settle_tasks(sources, keep, notes)
     sources = _settle_networks(sources, keep, notes)
-    board = Leaderboard(**_joined(sources, notes))
-    board.meta = merged_meta(sources, notes, keep)
+    tables = _joined(sources, notes)
+    board = Leaderboard(**tables, meta=merged_meta(sources, notes, keep))
     galleries = [gallery for source in sources for gallery in source.galleries]
     distinct = list({(g.section, g.title, g.picture, g.note): g for g in galleries}.values())
     return Merged(board, distinct, notes)
@@ -227,7 +227,7 @@ def _tables(board: Leaderboard, change: Any) -> Leaderboard:
     return replace(board, **{name: table.reset_index(drop=True) for name, table in changed.items()})
 
 
-def _joined(sources: list[Source], notes: list[str]) -> dict[str, pd.DataFrame]:
+def _joined(sources: list[Source], notes: list[str]) -> dict[str, Any]:
     """All tables below each other; rows that an earlier source has as well stand once."""
     kept: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     origin: dict[str, str] = {}

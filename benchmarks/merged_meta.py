@@ -38,7 +38,8 @@ def differences(sources: Sequence[Source]) -> list[str]:
 
 
 def _other_weights(known: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    notes, first = [], {}
+    notes: list[str] = []
+    first: dict[str, tuple[str, str]] = {}
     for name, meta in known:
         for label, digest in meta.get("weights", {}).items():
             earlier, same = first.setdefault(label, (name, digest))

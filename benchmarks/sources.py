@@ -129,7 +129,7 @@ def checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _without_doubles(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    same = keys_of(frame, [column for column in frame if column not in COST]).duplicated()
+    same = keys_of(frame, [column for column in COLUMNS if column not in COST]).duplicated()
     frame = frame[~same].reset_index(drop=True)
     keys = keys_of(frame, ROW_KEY)
     if keys.duplicated().any():

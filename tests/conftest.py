@@ -1,7 +1,6 @@
-import pytest
-
 """One thread: the networks of the tests are so small that more threads only wait for each other."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from finished import finished, tiny_run  # noqa: F401
+from finished import tiny_run  # noqa: F401
 
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.merge import merge, write_merged
@@ -93,7 +93,7 @@ def test_a_contradiction_is_refused_and_says_which_row(finished, changed):
 
 
 @pytest.mark.parametrize(("keep", "score"), [("first", None), ("last", 0.875)])
-def test_all_rows_of_a_contradicted_network_are_of_the_source_that_was_chosen(finished, changed, keep, score):
+def test_a_contradicted_network_is_whole_of_the_source_chosen(finished, changed, keep, score):
     def other_run(meta):
         meta["weights"]["discs-unet-natural-0"] = "f" * 64
 
