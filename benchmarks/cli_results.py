@@ -17,6 +17,14 @@ def add_commands(commands: Any) -> None:
     merge.add_argument(
         "--keep", choices=("first", "last", "all"), help="of sources that contradict each other; default: refuse them"
     )
+    verify = commands.add_parser("verify", help="evaluate the stored images of a run again and confirm its table")
+    verify.add_argument("run", type=Path, help="folder of a run, best made with --save-adversarials")
+    verify.add_argument("--data-root", type=Path, help="folder with data of your own, for suites that need them")
+    verify.add_argument(
+        "--tolerance", type=float, help="by how much scores may differ, as a mean over cases; default: 1e-6 on the "
+        "machine of the run, else 0.01",
+    )  # fmt: skip
+    verify.add_argument("--out", type=Path, help="CSV with a row for each row of the leaderboard")
 
 
 def report(given: argparse.Namespace) -> int:
@@ -43,4 +51,29 @@ def merge(given: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"report": report, "merge": merge}
+def verify(given: argparse.Namespace) -> int:
+    """``medadv verify``; 0 only if something was stored and all of it is confirmed."""
+    import pandas as pd
+
+    from medadv.benchmarks.store import read_run
+    from medadv.benchmarks.verify import NOT_STORED, RIGHT, WRONG, default_tolerance, verify
+    from medadv.files import write_text
+
+    if given.tolerance is not None and not 0 <= given.tolerance <= 1:
+        raise ValueError(f"--tolerance {given.tolerance:g} is no difference of scores; give a number from 0 to 1.")
+    table = verify(given.run, data_root=given.data_root, tolerance=given.tolerance)
+    with pd.option_context("display.width", 250, "display.max_columns", 50, "display.max_colwidth", 120):
+        shown = table[table.verdict != NOT_STORED].drop(columns=["region"] if (table.region == "all").all() else [])
+        print(shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+    for reason, count in table[table.verdict == NOT_STORED].reason.value_counts().items():
+        print(f"{count} {'row is' if count == 1 else 'rows are'} the mean of the cases beside it, no more: {reason}.")
+    if given.out is not None:
+        write_text(given.out, table.to_csv(index=False))
+    tolerance = default_tolerance(read_run(given.run).meta) if given.tolerance is None else given.tolerance
+    counts = table.verdict.value_counts()
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    print(f"\n{told} (scores may differ by {tolerance:g} as a mean over cases)")
+    return 0 if counts.get(RIGHT, 0) and not counts.get(WRONG, 0) else 1
+
+
+COMMANDS = {"report": report, "merge": merge, "verify": verify}

@@ -7,7 +7,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from finished import tiny_run  # noqa: F401
+from finished import tiny_run
 
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.merge import merge, write_merged
@@ -86,8 +86,8 @@ def test_the_same_run_twice_is_that_run(finished, changed):
 def test_a_contradiction_is_refused_and_says_which_row(finished, changed):
     lucky = changed("lucky", raised)
     with pytest.raises(ValueError, match=(
-        r"'tiny' and 'lucky' differ in 1 row of one network, such as discs unet natural, seed 0, worst-case at 0.03137: "
-        r"adversarial .* and 0.875 .*give --keep first"
+        r"'tiny' and 'lucky' differ in 1 row of one network, such as discs unet natural, seed 0, worst-case at "
+        r"0.03137: adversarial .* and 0.875 .*give --keep first"
     )):  # fmt: skip
         merge([finished, lucky])
 
