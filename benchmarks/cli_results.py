@@ -25,6 +25,17 @@ def add_commands(commands: Any) -> None:
         "machine of the run, else 0.01",
     )  # fmt: skip
     verify.add_argument("--out", type=Path, help="CSV with a row for each row of the leaderboard")
+    card = commands.add_parser("card", help="draft a model card from a run, check cards, or print their schema")
+    card.add_argument("run", type=Path, nargs="?", help="folder of a run")
+    card.add_argument("--model", help="weights of the run: TASK-MODEL-TRAINING-SEED, as in its folder models/")
+    card.add_argument("--out", type=Path, help="file of the card, such as unet.card.json")
+    card.add_argument("--name", default="", help="of the model; default: as --model")
+    card.add_argument("--licence", default="", help="of the weights, such as Apache-2.0")
+    card.add_argument("--contact", default="", help="a link: https://... or mailto:...")
+    card.add_argument("--data-licence", default="", help="of the data it was trained on")
+    instead = card.add_mutually_exclusive_group()
+    instead.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="tell what is wrong with cards instead")
+    instead.add_argument("--schema", action="store_true", help="print the JSON schema instead")
 
 
 def report(given: argparse.Namespace) -> int:
@@ -76,4 +87,34 @@ def verify(given: argparse.Namespace) -> int:
     return 0 if counts.get(RIGHT, 0) and not counts.get(WRONG, 0) else 1
 
 
-COMMANDS = {"report": report, "merge": merge, "verify": verify}
+def card(given: argparse.Namespace) -> int:
+    """``medadv card``."""
+    import json
+
+    from medadv.benchmarks.card_drafts import draft
+    from medadv.benchmarks.model_cards import ENDING, problems, schema
+    from medadv.files import write_text
+
+    if given.schema:
+        print(json.dumps(schema(), indent=2))
+        return 0
+    if given.check:
+        wrong = [sentence for path in given.check for sentence in problems(path)[1]]
+        print("\n".join(wrong) or f"{len(given.check)} right")
+        return 1 if wrong else 0
+    if given.run is None or given.model is None or given.out is None:
+        raise ValueError("a draft needs the folder of a run, --model and --out; or give --check FILE, or --schema.")
+    if not given.out.name.endswith(ENDING):
+        raise ValueError(f"--out {str(given.out)!r} is no name of a card; end it with {ENDING}.")
+    made = draft(
+        given.run, given.model, name=given.name, licence=given.licence, contact=given.contact,
+        data_licence=given.data_licence,
+    )  # fmt: skip
+    write_text(given.out, json.dumps(made, indent=2) + "\n")
+    print(given.out)
+    for sentence in problems(given.out)[1]:
+        print(f"still to be done: {sentence}")
+    return 0
+
+
+COMMANDS = {"report": report, "merge": merge, "verify": verify, "card": card}

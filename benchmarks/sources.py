@@ -46,7 +46,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     Raises:
         ValueError: nothing there, another schema, or a table that is no leaderboard; the message says what to do.
     """
-    return [_read(Path(path), name) for path, name in zip(paths, distinct_names(paths), strict=True)]
+    return [read_source(Path(path), name) for path, name in zip(paths, distinct_names(paths), strict=True)]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -66,7 +66,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
 
 
-def _read(path: Path, name: str) -> Source:
+def read_source(path: Path, name: str) -> Source:
+    """Reads and checks one of them; see :func:`read_sources`."""
     if path.is_dir():
         source = Source(name, read_run(path), read_galleries(path))
         check_version(source.board.meta.get("schema_version"), name)

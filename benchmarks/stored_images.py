@@ -64,6 +64,5 @@ def check_allowed(images: np.ndarray, row: pd.Series, evaluator: Evaluator, budg
     allowed = budget.eps * (1 + 1e-5) + (2 * ulp if row.threat == "linf" else 0.0)
     if bool((distance > allowed).any()):
         furthest = int(distance.argmax())
-        raise ValueError(
-            f"case {evaluator.cases.ids[furthest]!r} is {float(distance[furthest]):.6g} from its image, beyond {row.eps:.6g}"
-        )
+        case, far = evaluator.cases.ids[furthest], float(distance[furthest])
+        raise ValueError(f"case {case!r} is {far:.6g} from its image, beyond {row.eps:.6g}")
