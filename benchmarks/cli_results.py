@@ -36,6 +36,10 @@ def add_commands(commands: Any) -> None:
     instead = card.add_mutually_exclusive_group()
     instead.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="tell what is wrong with cards instead")
     instead.add_argument("--schema", action="store_true", help="print the JSON schema instead")
+    site = commands.add_parser("site", help="make a web page of results: one file, sortable, filterable, no network")
+    site.add_argument("results", type=Path, help="folder of runs and model cards, or that of one run")
+    site.add_argument("--out", type=Path, required=True, help="file that ends in .html, or a folder for index.html")
+    site.add_argument("--title", default="", help="of the page")
 
 
 def report(given: argparse.Namespace) -> int:
@@ -117,4 +121,18 @@ def card(given: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"report": report, "merge": merge, "verify": verify, "card": card}
+def site(given: argparse.Namespace) -> int:
+    """``medadv site``; 1 if there is anything in the folder that the page can't show."""
+    import sys
+
+    from medadv.benchmarks.site import collect, write_site
+
+    found = collect(given.results)
+    path = write_site(found, given.out, title=given.title)
+    for sentence in found.unread:
+        print(f"medadv: not shown: {sentence}", file=sys.stderr)
+    print(path)
+    return 1 if found.unread else 0
+
+
+COMMANDS = {"report": report, "merge": merge, "verify": verify, "card": card, "site": site}
