@@ -15,6 +15,7 @@ from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.sources import Source
+from medadv.benchmarks.survey import reference_stays
 
 CLEAN, BLIND, NOISE, WORST, ATTACK, CORRUPTION = "clean", "image-blind", "noise", "worst case", "attack", "corruption"
 # columns that the page computes beside those of the table
@@ -65,12 +66,14 @@ def payload(runs: Sequence[Source]) -> dict[str, Any]:
 def _extended(frame: pd.DataFrame, run: str) -> pd.DataFrame:
     blind = frame[frame.model == IMAGE_BLIND].groupby("task").adversarial.first()
     of_task = frame.task.map(blind) if len(blind) else pd.Series(float("nan"), index=frame.index)
+    # a constant mask is scored against a reference that stays where it is
+    fair = (frame.model != IMAGE_BLIND) & ((frame.metric != "dice") | frame.threat.map(reference_stays))
     return frame.assign(
         run=run,
         kind=[_kind(row) for row in frame.itertuples()],
         budget=[budget_label(row) for row in frame.itertuples()],
         lost=frame.clean - frame.adversarial,
-        above_blind=(frame.adversarial - of_task).where(frame.model != IMAGE_BLIND),
+        above_blind=(frame.adversarial - of_task).where(fair),
     )
 
 

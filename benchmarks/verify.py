@@ -25,9 +25,9 @@ from medadv.benchmarks.sources import ROW_KEY, check_version, checked, keys_of
 from medadv.benchmarks.store import adversarial_file, provenance, read_run
 from medadv.benchmarks.stored_images import check_allowed, read_images
 from medadv.benchmarks.suites import DefenceSpec, ModelSpec
+from medadv.benchmarks.survey import reference_stays
 from medadv.benchmarks.table_arithmetic import contradictions
 from medadv.intensities import Budget, Intensity
-from medadv.threats import THREATS, Threat
 
 RIGHT, WRONG, NOT_STORED = "right", "wrong", "not stored"
 SAME_MACHINE, OTHER_MACHINE = 1e-6, 0.01
@@ -254,8 +254,7 @@ class _Verification:
             reason = self._another_size(key, ids, size, getattr(outcome, size))
             if reason:
                 return Verdict(WRONG, reason=f"{name}: {reason}")
-        kind = THREATS.get(row.threat)
-        if kind is not None and getattr(kind.build, "apply_target", None) is not Threat.apply_target:
+        if evaluator.data.task == "segmentation" and not reference_stays(row.threat):
             return Verdict(NOT_STORED, reason=f"{row.threat} moves or covers the reference, which is not kept")
         return self._scored(key, ids, outcome.scores)
 

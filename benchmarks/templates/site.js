@@ -15,7 +15,7 @@
     model: "Model", training: "Training", task: "Task", dataset: "Data set", threat: "Threat", attack: "Attack", budget: "Budget",
     clean: "Clean", adversarial: "Under attack", lost: "Lost", above_blind: "Above image-blind", success_rate: "Success",
     flags: "Flags", run: "Run", kind: "Kind", n_cases: "Cases", n_unscored: "Unscored", ci_low: "CI low", ci_high: "CI high",
-    train_seed: "Training seed", eps_fraction: "Share of window", l2_rms: "RMS change", linf: "Largest change", ssim: "SSIM",
+    train_seed: "Seed", eps_fraction: "Share of window", l2_rms: "RMS change", linf: "Largest change", seed: "Attack seed", ssim: "SSIM",
   };
   const numeric = new Set(data.columns.filter((name) => rows.some((row) => typeof row[name] === "number")
     && rows.every((row) => row[name] === null || typeof row[name] === "number")));
@@ -24,6 +24,10 @@
   const order = [...new Set([...shown, "attack", "success_rate", "dataset", "run", ...data.columns])].filter((n) => data.columns.includes(n));
   order.splice(order.indexOf("attack"), 1);
   order.splice(order.indexOf("threat") + 1, 0, "attack");
+  for (const [name, after] of [["region", "threat"], ["train_seed", "training"]]) {
+    order.splice(order.indexOf(name), 1);
+    order.splice(order.indexOf(after) + 1, 0, name);
+  }
   const filters = [...document.querySelectorAll("[data-filter]")];
   const state = { sort: null, way: 1, page: 0, text: "" };
   const compare = new Intl.Collator("en", { numeric: true }).compare;
@@ -138,12 +142,16 @@
         cell.append(range);
       }
     } else if (name === "flags") {
-      cell.classList.add("wide-cell");
+      cell.classList.add("wide-cell", "flags");
       for (const flag of (value || "").split(";").filter(Boolean)) cell.append(make("span", { class: "flag", text: flag }));
-      if (row.n_unscored) cell.append(make("span", { class: "flag", text: `${row.n_unscored} of ${row.n_cases} unscored` }));
+      if (row.n_unscored) cell.append(make("span", { class: "flag", text: `${row.n_unscored}/${row.n_cases} unscored` }));
     } else if (name === "model" && row.kind === "image-blind") cell.append("image-blind");
     else if (value === null) { cell.append(name === "clean" ? "not scored" : "–"); cell.classList.add("quiet"); }
-    else if (["lost", "above_blind"].includes(name)) cell.append((value > 0 && name === "above_blind" ? "+" : "") + value.toFixed(3));
+    else if (name === "lost") cell.append(score(value));
+    else if (name === "above_blind") {
+      cell.append((value > 0 ? "+" : "") + score(value).replace("-", "−"));
+      if (value <= 0) cell.classList.add("below");
+    }
     else if (["clean", "ci_low", "ci_high", "success_rate", "ssim"].includes(name)) cell.append(score(value));
     else cell.append(typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value));
     return cell;
@@ -219,7 +227,9 @@
   function panel(group, visible) {
     const first = group[0];
     const series = seriesOf(group, visible);
-    const blind = visible.find((row) => row.kind === "image-blind" && row.task === first.task && row.dataset === first.dataset);
+    // against a reference that an attack moves, a constant mask has no score
+    const fair = group.some((row) => row.above_blind !== null);
+    const blind = fair && visible.find((row) => row.kind === "image-blind" && row.task === first.task && row.dataset === first.dataset);
     const ticks = new Map();
     for (const one of series) for (const point of one.curve) ticks.set(point.x, point.label);
     const xs = [...ticks.keys()].sort((a, b) => a - b);
@@ -236,7 +246,7 @@
     for (const x of xs) {
       if (across(x) - last < 42 && x !== most) continue;
       last = across(x);
-      svg.append(draw("text", { x: last, y: HEIGHT - BOTTOM + 16, "text-anchor": x === most && x ? "end" : x ? "middle" : "start" }, ticks.get(x)));
+      svg.append(draw("text", { x: last, y: HEIGHT - BOTTOM + 16, "text-anchor": x === most && x ? "end" : "middle" }, x ? ticks.get(x) : "0"));
     }
     svg.append(draw("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, `budget (${first.threat}${place})`));
     if (blind && blind.adversarial !== null) svg.append(draw("line", { class: "blind", x1: LEFT, x2: WIDTH - RIGHT, y1: high(blind.adversarial), y2: high(blind.adversarial) }));
@@ -272,6 +282,8 @@
         const point = one.curve.find((p) => p.x === x);
         const cell = make("td", { text: point ? score(point.y) : "–" });
         if (point) cell.style.setProperty("--heat", `${100 * point.y}%`);
+        const others = series.map((other) => other.curve.find((p) => p.x === x)?.y ?? -1);
+        if (point && series.length > 1 && point.y === Math.max(...others)) cell.className = "best";
         line.append(cell);
       }
       const light = (on) => { box.classList.toggle("some", on); lines[i].classList.toggle("lit", on); };
@@ -369,7 +381,7 @@
     $("sort-by").prepend(new Option("order of the file", ""));
   }
 
-  if (data.runs.length > 1) shown.add("run");
+  for (const name of ["run", "region", "train_seed"]) if (distinct(rows, name).filter((value) => value !== null).length > 1) shown.add(name);
   fillFilters();
   choices();
   recall();
