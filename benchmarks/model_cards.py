@@ -1,4 +1,4 @@
-"""A model's entry beside its numbers: who made it, of what, under which licence, and how robust it was measured to be."""
+"""A model's entry beside its numbers: who made it, of what, under which licence, and how robust it was found."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ FLAGS = {
     "not-monotone": "A larger budget helped the model by this much, which no budget can: the attack was too weak.",
     "zero-gradients": "This share of the input gradients is exactly zero: gradient attacks say little, the true "
                       "robustness may be lower.",
-    "not-repeatable": "Two runs on the same image differ: a randomised model needs attacks that average over its draws.",
+    "not-repeatable": "Two runs on one image differ: a randomised model needs attacks that average over its draws.",
     "adaptive-weaker": "The attack that knows the defence found less than the one that does not: it is not yet adapted "
                        "well enough, and the number is too good.",
 }  # fmt: skip

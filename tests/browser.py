@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,13 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _WAIT = 60
+_START = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -42,9 +50,8 @@ class Browser:
             f"--user-data-dir={self.folder}", f"--window-size={width},{height}", "--disable-dev-shm-usage",
             "--disable-background-networking", "about:blank",
         ]  # fmt: skip
-        quoted = " ".join(f"'{word}'" for word in line)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {quoted} 3<&{commands} 4>&{answers}"], pass_fds=(commands, answers),
+            [sys.executable, "-c", _START, str(commands), str(answers), *line], pass_fds=(commands, answers),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(commands)

@@ -10,6 +10,7 @@
   });
   const $ = (id) => document.getElementById(id);
   const PAGE = 100;
+  const MOST = 12;
   const SVG = "http://www.w3.org/2000/svg";
   const NAMES = {
     model: "Model", training: "Training", task: "Task", dataset: "Data set", threat: "Threat", attack: "Attack", budget: "Budget",
@@ -182,14 +183,8 @@
 
   function panels() {
     const visible = rows.filter((row) => passes(row, CONTEXT) && (row.kind !== "worst case" || found(row)));
-    const groups = new Map();
-    for (const row of visible) {
-      if (row.kind !== "worst case") continue;
-      const key = [row.task, row.dataset, row.threat, row.region].join("\u001f");
-      if (!groups.has(key)) groups.set(key, []);
-      groups.get(key).push(row);
-    }
-    const made = [...groups.values()].map((group) => panel(group, visible));
+    const groups = grouped(visible.filter((row) => row.kind === "worst case"), panelOf);
+    const made = [...groups.values()].map((group) => panel(group, visible)).filter(Boolean);
     $("panels").replaceChildren(...(made.length ? made : [make("p", { class: "none", text: "No worst case fits these filters." })]));
   }
 
@@ -208,25 +203,49 @@
     }));
   }
 
+  const keyOf = (row) => [row.run, row.model, row.training].join("\u001f");
+  const panelOf = (row) => [row.task, row.dataset, row.threat, row.region].join("\u001f");
+  // names and colours are those among all rows, so that a filter changes neither
+  const members = new Map();
+  for (const row of rows) {
+    if (row.kind !== "worst case") continue;
+    if (!members.has(panelOf(row))) members.set(panelOf(row), { models: new Set(), trainings: new Set(), runs: new Set(), known: new Map() });
+    const panel = members.get(panelOf(row));
+    if (!panel.known.has(keyOf(row))) panel.known.set(keyOf(row), panel.known.size);
+    panel.models.add(row.model); panel.trainings.add(row.training); panel.runs.add(row.run);
+  }
+
+  function grouped(list, key) {
+    const groups = new Map();
+    for (const row of list) {
+      if (!groups.has(key(row))) groups.set(key(row), []);
+      groups.get(key(row)).push(row);
+    }
+    return groups;
+  }
+
   function seriesOf(group, visible) {
-    const several = (name) => distinct(group, name).length > 1;
-    const keyOf = (row) => [row.run, row.model, row.training].join("\u001f");
-    return distinct(group.map((row) => ({ key: keyOf(row) })), "key").map((key, number) => {
-      const worst = group.filter((row) => keyOf(row) === key);
-      const first = worst[0];
-      const beside = visible.filter((row) => keyOf(row) === key && row.task === first.task && row.dataset === first.dataset);
-      const name = [several("model") || !several("training") ? first.model : "", first.training, several("run") ? `(${first.run})` : ""].filter(Boolean).join(" ");
-      const clean = beside.filter((row) => row.kind === "clean");
+    const first = group[0];
+    const panel = members.get(panelOf(first));
+    const beside = grouped(visible.filter((row) => row.task === first.task && row.dataset === first.dataset), keyOf);
+    return [...grouped(group, keyOf)].map(([key, worst]) => {
+      const own = beside.get(key) ?? [];
+      const name = [panel.models.size > 1 || panel.trainings.size === 1 ? worst[0].model : "", worst[0].training,
+        panel.runs.size > 1 ? `(${worst[0].run})` : ""].filter(Boolean).join(" ");
+      const clean = own.filter((row) => row.kind === "clean");
       return {
-        name, colour: `var(--s${number % 8})`, curve: pointsOf([...clean, ...worst]),
-        noise: pointsOf([...clean, ...beside.filter((row) => row.kind === "noise" && row.threat === first.threat && row.region === first.region)]),
+        name, colour: `var(--s${panel.known.get(key) % 8})`, curve: pointsOf([...clean, ...worst]),
+        noise: pointsOf([...clean, ...own.filter((row) => row.kind === "noise" && row.threat === first.threat && row.region === first.region)]),
       };
-    });
+    }).filter((one) => one.curve.length);
   }
 
   function panel(group, visible) {
     const first = group[0];
-    const series = seriesOf(group, visible);
+    const all = seriesOf(group, visible);
+    if (!all.length) return null;
+    const last = (one) => one.curve[one.curve.length - 1];
+    const series = all.length <= MOST ? all : [...all].sort((a, b) => last(b).x - last(a).x || last(b).y - last(a).y).slice(0, MOST);
     // against a reference that an attack moves, a constant mask has no score
     const fair = group.some((row) => row.above_blind !== null);
     const blind = fair && visible.find((row) => row.kind === "image-blind" && row.task === first.task && row.dataset === first.dataset);
@@ -242,11 +261,11 @@
       svg.append(draw("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: high(y), y2: high(y) }));
       svg.append(draw("text", { x: LEFT - 6, y: high(y) + 4, "text-anchor": "end" }, y === 0 || y === 1 ? String(y) : y.toFixed(2)));
     }
-    let last = -100;
+    let before = -100;
     for (const x of xs) {
-      if (across(x) - last < 42 && x !== most) continue;
-      last = across(x);
-      svg.append(draw("text", { x: last, y: HEIGHT - BOTTOM + 16, "text-anchor": x === most && x ? "end" : "middle" }, x ? ticks.get(x) : "0"));
+      if (across(x) - before < 42 && x !== most) continue;
+      before = across(x);
+      svg.append(draw("text", { x: before, y: HEIGHT - BOTTOM + 16, "text-anchor": x === most && x ? "end" : "middle" }, x ? ticks.get(x) : "0"));
     }
     svg.append(draw("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, `budget (${first.threat}${place})`));
     if (blind && blind.adversarial !== null) svg.append(draw("line", { class: "blind", x1: LEFT, x2: WIDTH - RIGHT, y1: high(blind.adversarial), y2: high(blind.adversarial) }));
@@ -267,6 +286,7 @@
     });
     const box = make("article", { class: "panel" }, make("h3", { text: first.task }),
       make("p", { class: "about", text: `${first.metric}, ${first.n_cases} cases of ${first.dataset}, ${first.threat}${place}` }), svg);
+    if (all.length > MOST) box.append(make("p", { class: "about", text: `${MOST} of ${all.length} models: those that score highest at the largest budget. Filters choose others.` }));
     box.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Scores on ${first.task}, ${first.threat}${place}` }, smallTable(xs, ticks, series, lines, blind, box)));
     return box;
   }
