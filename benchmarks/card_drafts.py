@@ -37,8 +37,10 @@ def draft(
     if label not in labels(board):
         raise unknown_name("model", label, labels(board))
     task, model, training, seed = labels(board)[label]
-    spec = next((one for one in board.meta.get("suite", {}).get("tasks", ()) if one["name"] == task), {})
-    network = next((one for one in spec.get("models", ()) if one["name"] == model), {})
+    spec: dict[str, Any] = next(
+        (one for one in board.meta.get("suite", {}).get("tasks", ()) if one["name"] == task), {}
+    )
+    network: dict[str, Any] = next((one for one in spec.get("models", ()) if one["name"] == model), {})
     made = spec.get("trainings", {}).get(training, {})
     data = board.meta.get("data", {}).get(task, {})
     return {
