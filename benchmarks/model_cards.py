@@ -7,16 +7,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 CARD_VERSION = 1
 ENDING = ".card.json"
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Hash = Annotated[str, Field(description="SHA-256, 64 hexadecimal digits")]
-Words = Annotated[str, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -27,9 +23,9 @@ class _Strict(BaseModel):
 class _Interval(_Strict):
     """A mean score of all cases with its 95 % interval; None where nothing was scored."""
 
-    score: Share | None
-    ci_low: Share | None = None
-    ci_high: Share | None = None
+    score: float | None = Field(ge=0, le=1)
+    ci_low: float | None = Field(None, ge=0, le=1)
+    ci_high: float | None = Field(None, ge=0, le=1)
     ci_unit: Literal["patient", "case"] | None = None
 
     @model_validator(mode="after")
@@ -49,12 +45,12 @@ class Clean(_Interval):
 class WorstCase(_Interval):
     """The score under attack, per case the worst over all attacks of one threat set and budget."""
 
-    threat: Words
-    region: Words = "all"
+    threat: str = Field(min_length=1)
+    region: str = Field("all", min_length=1)
     eps: float | None = Field(description="the budget in the unit; null where the threat has none")
     unit: str
     eps_fraction: float | None = Field(None, description="the budget as a share of the intensity window")
-    attacks: list[Words] = Field(min_length=1)
+    attacks: list[str] = Field(min_length=1)
     n_unscored: int = Field(0, ge=0)
     flags: list[str] = Field(default_factory=list)
 
@@ -63,11 +59,11 @@ class Result(_Strict):
     """What a model scored on one task."""
 
     suite: str
-    task: Words
-    dataset: Words
-    metric: Words
+    task: str = Field(min_length=1)
+    dataset: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
     n_cases: int = Field(ge=1)
-    image_blind: Share | None = Field(None, description="what a constant diagnosis scores that never looks")
+    image_blind: float | None = Field(None, ge=0, le=1, description="what a constant diagnosis scores that never looks")
     clean: Clean
     worst_cases: list[WorstCase] = Field(min_length=1)
 
@@ -75,7 +71,7 @@ class Result(_Strict):
 class Architecture(_Strict):
     """A network by the name of its class, with the arguments it was built with."""
 
-    network: Words
+    network: str = Field(min_length=1)
     arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int | None = Field(None, ge=0, description="how many numbers its weights are")
 
@@ -83,7 +79,7 @@ class Architecture(_Strict):
 class Training(_Strict):
     """How the weights came to be."""
 
-    recipe: Words
+    recipe: str = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
     epochs: int | None = Field(None, ge=1)
     seed: int | None = None
@@ -94,9 +90,9 @@ class Training(_Strict):
 class Data(_Strict):
     """What a model was trained on."""
 
-    name: Words
-    sha256: Hash
-    licence: Words
+    name: str = Field(min_length=1)
+    sha256: str = Field(description="SHA-256, 64 hexadecimal digits")
+    licence: str = Field(min_length=1)
     source: str = ""
 
     @field_validator("sha256")
@@ -110,18 +106,18 @@ class ModelCard(_Strict):
 
     Example:
         >>> sorted(ModelCard.model_json_schema()["required"])[:4]
-        ['architecture', 'contact', 'data', 'licence']
+        ['architecture', 'card_version', 'contact', 'data']
     """
 
     card_version: Literal[1]
-    name: Words
+    name: str = Field(min_length=1)
     architecture: Architecture
-    weights_sha256: Hash
+    weights_sha256: str = Field(description="SHA-256, 64 hexadecimal digits")
     training: Training
     data: Data
-    licence: Words = Field(description="of the weights, such as an SPDX name, or 'not published'")
+    licence: str = Field(min_length=1, description="of the weights, such as an SPDX name, or 'not published'")
     contact: str = Field(description="a link: https:// or mailto:")
-    medadv_version: Words
+    medadv_version: str = Field(min_length=1)
     results: list[Result] = Field(min_length=1)
     notes: str = ""
 
