@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.galleries import write_galleries
-from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
 from medadv.benchmarks.merged_meta import differences, merged_meta, meta_without, renamed_meta
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.sources import COST, MODEL_KEY, ROW_KEY, Source, keys_of, read_sources, told
@@ -19,8 +19,10 @@ from medadv.benchmarks.store import prepare_folder, write_tables
 from medadv.files import write_text
 
 Keep = Literal["first", "last", "all"]
-_TABLES = ("frame", "cases", "endpoints", "bands")
+_TABLES = tuple(part.name for part in fields(Leaderboard) if part.name != "meta")
 _TOLD = 3
+_OF_CASES = ("case", "patient", "clean", "adversarial", "linf", "l2_rms", "ssim", "worst_attack")
+_OF_ENDPOINTS = ("case", "endpoint", "reference", "clean", "adversarial")
 _HOW = "give --keep first or --keep last to take one of the two, or --keep all to have both under two names"
 
 
@@ -58,7 +60,7 @@ def merge(paths: Sequence[str | Path], *, keep: Keep | None = None) -> Merged:
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} source to merge; give at least two runs or leaderboards.")
     sources = read_sources([Path(path) for path in paths])
-    notes = differences(sources)
+    notes = [*(note for source in sources for note in source.notes), *differences(sources)]
     sources = _settle_tasks(sources, keep, notes)
     sources = _settle_networks(sources, keep, notes)
     tables = _joined(sources, notes)
@@ -231,7 +233,7 @@ def _joined(sources: list[Source], notes: list[str]) -> dict[str, Any]:
     """All tables below each other; rows that an earlier source has as well stand once."""
     kept: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     origin: dict[str, str] = {}
-    detailed: set[str] = set()  # rows whose scores per case are there already
+    detailed: list[pd.DataFrame] = []  # rows whose scores per case are there already
     for source in sources:
         frame = source.board.frame
         keys = keys_of(frame, ROW_KEY)
@@ -242,13 +244,20 @@ def _joined(sources: list[Source], notes: list[str]) -> dict[str, Any]:
             others = ", ".join(repr(name) for name in dict.fromkeys(origin[key] for key in keys if key in origin))
             notes.append(f"{len(twice)} rows of {source.name!r} are those of {others} and stand once: {shown}.")
         kept["frame"].append(frame[~keys.isin(set(origin))])
-        for name in _TABLES[1:]:
-            table = getattr(source.board, name)
-            if len(table):
-                kept[name].append(table[~keys_of(table, ROW_KEY).isin(detailed)])
-        detailed |= set(keys_of(source.board.cases, ROW_KEY))
+        for name in kept.keys() - {"frame"}:
+            kept[name].append(_not_in(getattr(source.board, name), detailed))
+        detailed.append(source.board.cases)
         origin |= {key: source.name for key in keys if key not in origin}
     return {name: _stacked(tables, name) for name, tables in kept.items()}
+
+
+def _not_in(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of a table whose row of the leaderboard, or whose network where it names no attack, is in no other table."""
+    columns = [column for column in ROW_KEY if column in table]
+    for other in others:
+        if len(table) and len(other):
+            table = table[~keys_of(table, columns).isin(set(keys_of(other, columns)))]
+    return table
 
 
 def _stacked(tables: list[pd.DataFrame], name: str) -> pd.DataFrame:
@@ -256,5 +265,5 @@ def _stacked(tables: list[pd.DataFrame], name: str) -> pd.DataFrame:
     if filled:
         return pd.concat(filled, ignore_index=True)
     # a CSV needs its columns to be read back
-    more = {"cases": ["case", "patient", "clean", "adversarial"], "endpoints": ["case", "endpoint", "clean"]}
-    return tables[0] if tables else pd.DataFrame(columns=[*ROW_KEY, *more.get(name, [])] if name in more else None)
+    columns = {"frame": COLUMNS, "cases": [*ROW_KEY, *_OF_CASES], "endpoints": [*ROW_KEY, *_OF_ENDPOINTS]}
+    return pd.DataFrame(columns=list(columns.get(name, ())))

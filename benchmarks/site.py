@@ -14,7 +14,7 @@ import jinja2
 from medadv.benchmarks.card_drafts import labels, results_of
 from medadv.benchmarks.figures import SECTIONS, Gallery
 from medadv.benchmarks.model_cards import ENDING, ModelCard, contradictions, problems
-from medadv.benchmarks.site_data import Flag, absences, as_json, flags_of, payload
+from medadv.benchmarks.site_data import Flag, absences, as_json, flags_of, payload, repetitions
 from medadv.benchmarks.sources import Source, distinct_names, read_source
 from medadv.files import write_text
 
@@ -127,7 +127,7 @@ def page(site: Site, *, title: str = "") -> str:
     return environment.from_string(_TEMPLATES.joinpath("site.html").read_text(encoding="utf-8")).render(
         title=named, script=script, style=style, script_hash=_sha256(script), data=as_json(payload(site.runs)),
         runs=site.runs, cards=site.cards, unread=site.unread, flags=explained(site.runs),
-        absences=[line for run in site.runs for line in absences(run)],
+        absences=[*(line for run in site.runs for line in absences(run)), *repetitions(site.runs)],
         galleries={section: _galleries(site.runs, section) for section in SECTIONS},
         trainings=len({(r.name, *key) for r in site.runs for key in labels(r.board).values()}),
     )  # fmt: skip

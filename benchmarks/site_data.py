@@ -14,7 +14,7 @@ import pandas as pd
 from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 from medadv.benchmarks.leaderboard import COLUMNS
-from medadv.benchmarks.sources import Source
+from medadv.benchmarks.sources import ROW_KEY, Source, keys_of
 from medadv.benchmarks.survey import reference_stays
 
 CLEAN, BLIND, NOISE, WORST, ATTACK, CORRUPTION = "clean", "image-blind", "noise", "worst case", "attack", "corruption"
@@ -108,7 +108,7 @@ def budget_label(row: Any) -> str:
 
 def absences(run: Source) -> list[str]:
     """What a run planned and its table does not hold, and what it could not score."""
-    frame, found = run.board.frame, []
+    frame, found = run.board.frame, list(run.notes)
     for task in run.board.meta.get("suite", {}).get("tasks", ()):
         rows = frame[frame.task == task["name"]]
         if rows.empty:
@@ -128,6 +128,21 @@ def absences(run: Source) -> list[str]:
     empty = int((frame.adversarial.isna()).sum())
     if empty:
         found.append(f"{run.name}: {empty} rows have no score at all; they are shown as 'not scored'.")
+    return found
+
+
+def repetitions(runs: Sequence[Source]) -> list[str]:
+    """What stands on the page twice: rows of one run that another has as well, such as a merged one."""
+    known: dict[str, str] = {}
+    found = []
+    for run in runs:
+        keys = keys_of(run.board.frame, [*ROW_KEY, "adversarial"])
+        origins = Counter(known[key] for key in keys if key in known)
+        found += [
+            f"{run.name}: {count} of its rows stand in {origin!r} too, and twice on this page; leave one of them out."
+            for origin, count in origins.items()
+        ]
+        known |= {key: run.name for key in keys if key not in known}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +34,13 @@ class Source:
         name: how the others tell it apart.
         board: its tables; of a leaderboard alone the scores per case are empty.
         galleries: its pictures.
+        notes: what was done to it on reading.
     """
 
     name: str
     board: Leaderboard
     galleries: list[Gallery] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
@@ -69,14 +72,36 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def read_source(path: Path, name: str) -> Source:
     """Reads and checks one of them; see :func:`read_sources`."""
     if path.is_dir():
-        source = Source(name, read_run(path), read_galleries(path))
+        source = Source(name, _read_folder(path), read_galleries(path))
         check_version(source.board.meta.get("schema_version"), name)
+        _check_meta(source.board.meta, name)
     elif path.is_file():
         source = Source(name, Leaderboard(frame=_read_csv(path)))
     else:
         raise ValueError(f"{str(path)!r} does not exist; give folders of finished runs, or CSV files of leaderboards.")
+    before = len(source.board.frame)
     source.board.frame = checked(source.board.frame, name)
+    if twice := before - len(source.board.frame):
+        source.notes.append(f"{name!r} holds {twice} {'row' if twice == 1 else 'rows'} twice; once is enough.")
     return source
+
+
+def _read_folder(path: Path) -> Leaderboard:
+    try:
+        return read_run(path)
+    except (json.JSONDecodeError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"a table of {str(path)!r} is damaged ({reason}); give the folder as it was written."
+        ) from None
+
+
+def _check_meta(meta: dict[str, Any], name: str) -> None:
+    """Refuses a provenance that is not built as a run's."""
+    for part in ("data", "weights", "training", "versions", "hardware", "suite"):
+        inner = list(meta[part].values()) if isinstance(meta.get(part), dict) else []
+        if not isinstance(meta.get(part, {}), dict) or (part == "data" and not all(isinstance(d, dict) for d in inner)):
+            raise ValueError(f"{part!r} in leaderboard.meta.json of {name!r} is no mapping; give it as it was written.")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -156,6 +156,21 @@ def test_a_leaderboard_alone_is_merged_and_what_is_not_known_is_told(finished, o
     assert len(merge([alone, other]).board.cases) == len(read_run(other).cases)
 
 
+def test_a_row_that_stands_twice_is_taken_once_and_told(finished, other, changed):
+    twice = changed("twice", lambda table: pd.concat([table, table.iloc[[2]].assign(seconds="7")]))
+    merged = merge([twice, other])
+    assert len(merged.board.frame) == len(merge([finished, other]).board.frame)
+    assert merged.notes[0] == "'twice' holds 1 row twice; once is enough."
+
+
+def test_a_damaged_file_is_told_in_one_sentence(finished, changed, capsys, tmp_path):
+    bad = changed("bad")
+    (bad / "leaderboard.meta.json").write_text("{")
+    assert main(["merge", str(finished), str(bad), "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "is damaged (Expecting property name" in error and error.count("\n") == 1
+
+
 def test_versions_and_hardware_are_compared(finished, changed):
     def older(meta):
         meta["versions"]["torch"] = "1.0"
@@ -169,6 +184,7 @@ def test_versions_and_hardware_are_compared(finished, changed):
 
 @pytest.mark.parametrize(("frame", "meta", "message"), [
     (None, lambda meta: meta.update(schema_version=1), "'bad' has schema version 1 and this medadv reads version"),
+    (None, lambda meta: meta.update(data=["discs"]), "'data' in leaderboard.meta.json of 'bad' is no mapping"),
     (None, lambda meta: meta.pop("schema_version"), "'bad' has no schema version"),
     (lambda t: t.drop(columns="surrogate"), None, "'bad' lacks the columns surrogate"),
     (lambda t: t.assign(mine="1"), None, "'bad' has the unknown columns mine"),

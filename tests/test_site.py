@@ -120,6 +120,12 @@ def test_what_is_unscored_missing_or_unreadable_is_said(results):
     assert Parsed(page(site)).rows[8]["adversarial"] is None
 
 
+def test_rows_that_stand_twice_are_told(results):
+    shutil.copytree(results / "tiny", results / "tiny again")
+    text = " ".join(Parsed(page(collect(results))).text.split())
+    assert "tiny again: 9 of its rows stand in 'tiny' too, and twice on this page" in text
+
+
 def test_flags_are_explained_and_counted(results):
     rewrite(results / "tiny", flags="ci-bound;not-monotone=+0.100;newer=1")
     text = " ".join(Parsed(page(collect(results))).text.split())
