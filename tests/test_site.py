@@ -13,8 +13,10 @@ from browser import CHROMIUM, Browser
 
 from medadv.benchmarks.card_drafts import draft
 from medadv.benchmarks.cli import main
-from medadv.benchmarks.site import collect, page, write_site
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.site import Site, collect, page, write_site
 from medadv.benchmarks.site_data import as_json, budget_label
+from medadv.benchmarks.sources import Source
 from medadv.benchmarks.store import read_run
 
 EVIL = "</script><script>window.bad=1</script><img src=x onerror=window.bad=1>\u2028'\"&amp;"
@@ -370,9 +372,8 @@ def test_ten_thousand_rows_are_sorted_at_once(chromium, results, tmp_path):
     many = pd.concat([frame.iloc[[4]]] * 10_000, ignore_index=True)
     many = many.assign(model=[f"net {i % 400}" for i in range(len(many))], train_seed=np.arange(len(many)) // 400,
                        adversarial=rng.random(len(many)), ci_low=0.0, ci_high=1.0)  # fmt: skip
-    many.to_csv(results / "tiny" / "leaderboard.csv", index=False)
     chromium.complaints.clear()
-    chromium.open(write_site(collect(results / "tiny"), tmp_path / "site.html"))
+    chromium.open(write_site(Site([Source("many", Leaderboard(frame=many))], [], []), tmp_path / "site.html"))
     assert chromium.run("document.querySelector('#count').textContent") == "10,000 of 10,000 rows"
     took = chromium.run("""(() => { const took = [];
       const time = (act) => { const start = performance.now(); act(); document.body.offsetHeight;
