@@ -289,6 +289,18 @@ def test_filters_and_search_choose_rows_curves_and_pictures(opened):
 
 
 @browser
+def test_a_column_is_there_where_rows_differ_in_it_or_where_it_was_chosen(opened):
+    heads = "[...document.querySelectorAll('#table th[data-column]')].map(h => h.dataset.column)"
+    assert "attack" not in opened.run(heads), "all are worst cases"
+    choose(opened, "kind", "")
+    assert "attack" in opened.run(heads) and "run" not in opened.run(heads)
+    for name in ("attack", "ssim"):
+        opened.run(f"document.querySelector('#choose input[value={name}]').click()")
+    assert "attack" not in opened.run(heads) and "ssim" in opened.run(heads)
+    assert opened.run("document.querySelector('#choose input[value=ssim]').checked")
+
+
+@browser
 def test_an_address_holds_sort_and_filters(opened, tmp_path):
     opened.run("location.hash")
     opened.requests.clear()

@@ -21,6 +21,9 @@
   const numeric = new Set(data.columns.filter((name) => rows.some((row) => typeof row[name] === "number")
     && rows.every((row) => row[name] === null || typeof row[name] === "number")));
   const shown = new Set(["model", "training", "task", "threat", "budget", "clean", "adversarial", "lost", "above_blind", "flags"]);
+  // shown where the rows on the page differ in them
+  const DIFFERING = ["attack", "region", "train_seed", "run"];
+  const chosen = new Map();
   const title = (name) => NAMES[name] || (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ");
   const order = [...new Set([...shown, "attack", "success_rate", "dataset", "run", ...data.columns])].filter((n) => data.columns.includes(n));
   order.splice(order.indexOf("attack"), 1);
@@ -91,21 +94,26 @@
 
   // ---- table ---------------------------------------------------------------------------------------------------
   function selected() {
-    const chosen = rows.filter((row) => passes(row, [...CONTEXT, "kind", "budget"]) && found(row));
-    if (state.sort === null) return chosen;
+    const list = rows.filter((row) => passes(row, [...CONTEXT, "kind", "budget"]) && found(row));
+    if (state.sort === null) return list;
     const name = state.sort;
     const before = name === "budget" ? (a, b) => (size(a) ?? 1e9) - (size(b) ?? 1e9) : numeric.has(name) ? (a, b) => a[name] - b[name]
       : (a, b) => compare(a[name], b[name]);
-    return chosen.sort((a, b) => {
+    return list.sort((a, b) => {
       // what is missing comes last, either way
       if (a[name] === null || b[name] === null) return (a[name] === null) - (b[name] === null) || a.order - b.order;
       return state.way * before(a, b) || a.order - b.order;
     });
   }
 
-  function header() {
+  function columnsOf(list) {
+    return order.filter((name) => chosen.get(name) ?? (shown.has(name)
+      || (DIFFERING.includes(name) && distinct(list, name).filter((value) => value !== null).length > 1)));
+  }
+
+  function header(columns) {
     const line = make("tr", { role: "row" });
-    for (const name of order.filter((column) => shown.has(column))) {
+    for (const name of columns) {
       const button = make("button", { type: "button", text: title(name) });
       button.addEventListener("click", () => sortBy(name));
       const cell = make("th", { scope: "col", role: "columnheader", class: numeric.has(name) ? "number" : "", "data-column": name }, button);
@@ -163,8 +171,9 @@
     const pages = Math.max(1, Math.ceil(list.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const from = state.page * PAGE;
-    const columns = order.filter((name) => shown.has(name));
-    header();
+    const columns = columnsOf(list);
+    header(columns);
+    for (const box of document.querySelectorAll("#choose input")) box.checked = columns.includes(box.value);
     const lines = list.slice(from, from + PAGE).map((row) => make("tr", { role: "row" }, ...columns.map((name) => cellOf(row, name))));
     if (!lines.length) lines.push(make("tr", { role: "row" }, make("td", { role: "cell", class: "none wide-cell", colspan: columns.length, text: "No row fits these filters." })));
     $("table").tBodies[0].replaceChildren(...lines);
@@ -391,17 +400,15 @@
 
   function choices() {
     for (const name of order) {
-      const box = make("input", { type: "checkbox" });
-      box.checked = shown.has(name);
+      const box = make("input", { type: "checkbox", value: name });
       box.disabled = name === "model";
-      box.addEventListener("change", () => { if (box.checked) shown.add(name); else shown.delete(name); table(); });
+      box.addEventListener("change", () => { chosen.set(name, box.checked); table(); });
       $("choose").append(make("label", {}, box, title(name)));
       $("sort-by").append(new Option(title(name), name));
     }
     $("sort-by").prepend(new Option("order of the file", ""));
   }
 
-  for (const name of ["run", "region", "train_seed"]) if (distinct(rows, name).filter((value) => value !== null).length > 1) shown.add(name);
   fillFilters();
   choices();
   recall();
