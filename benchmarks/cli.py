@@ -1,4 +1,7 @@
-"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``compare`` and so on."""
+"""The commands: ``medadv bench``, ``attack``, ``suites``, ``attacks``, ``tables``, ``strength``, ``cost``, and more.
+
+Those on results that are there are in :mod:`~medadv.benchmarks.cli_results`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from medadv.attacks import catalogue, recipe_of
+from medadv.benchmarks import cli_results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +40,6 @@ def parser() -> argparse.ArgumentParser:
         "--metric", help="only this one, such as accuracy, macro_f1, miou or training-cost; default: all"
     )
     tables.add_argument("--format", choices=("csv", "html", "latex"), default="csv", help="csv: a number a row")
-    compare = commands.add_parser("compare", help="compare leaderboards of several runs, case by case")
-    compare.add_argument("boards", type=Path, nargs="+", metavar="RUN", help="folder of a run, or its leaderboard.csv")
-    compare.add_argument(
-        "--models", choices=("same", "all"),
-        help="pair models of the same name, or all of one with all of the other; default: the same if there are any",
-    )  # fmt: skip
-    compare.add_argument("--out", type=Path, help="CSV file for the comparison")
     strength = commands.add_parser("strength", help="compare 'robust' with the other attacks of a finished run")
     strength.add_argument("run", type=Path, help="folder of a run, such as that of the suite 'strength'")
     cost = commands.add_parser("cost", help="time pgd, attacks or training recipes beside plain passes")
@@ -60,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--windows", action="store_true", help="time gradients through sliding windows, and their memory, instead"
     )
     instead.add_argument("--scheduling", action="store_true", help="time cells on Dask workers instead")
+    cli_results.add_commands(commands)
     return top
 
 
@@ -234,19 +232,7 @@ def _tables(given: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(given: argparse.Namespace) -> int:
-    from medadv.benchmarks.comparison import compare_boards, described, read_board, write_comparison
-
-    table = compare_boards([read_board(path) for path in given.boards], models=given.models)
-    with pd.option_context("display.width", 250, "display.max_columns", 50, "display.precision", 3):
-        print(described(table))
-    if given.out is not None:
-        write_comparison(table, given.out)
-        print(f"\n{given.out}")
-    return 0
-
-
 _COMMANDS = {
     "bench": _bench, "attack": _attack, "suites": _suites, "attacks": _attacks, "tables": _tables,
-    "compare": _compare, "strength": _strength, "cost": _cost,
+    "strength": _strength, "cost": _cost, **cli_results.COMMANDS,
 }  # fmt: skip

@@ -129,6 +129,7 @@ def _html(table: pd.DataFrame) -> str:
         column: (lambda value: f"{value:.3f}") if _is_score(str(column)) else (lambda value: f"{value:.4g}")
         for column in table.select_dtypes("number").columns
     }
+    table = table.where(table.notna(), float("nan"))  # None of a run is what an empty cell of its CSV is
     return table.to_html(classes="board", index=False, na_rep="", border=0, formatters=digits)
 
 

@@ -19,6 +19,7 @@ from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.distribution import Cluster, fair_share
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK
 from medadv.benchmarks.figures import Gallery
+from medadv.benchmarks.galleries import write_galleries
 from medadv.benchmarks.jobs import RunSettings, compute, reason_of
 from medadv.benchmarks.leaderboard import Entry, Leaderboard
 from medadv.benchmarks.models import Estimator, weights_sha256
@@ -26,11 +27,11 @@ from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import (
+    adversarial_file,
     check_same_suite,
     prepare_folder,
     provenance,
     write_adversarials,
-    write_pictures,
     write_tables,
 )
 from medadv.benchmarks.suites import Suite, TaskSpec, load_suite
@@ -293,14 +294,13 @@ class _Run:
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():
             if outcome.images is not None:
-                region = "" if outcome.region == "all" else f"-{outcome.region}"
-                path = self.folder / "adversarials" / f"{_label(entry)}-{outcome.threat}{region}-{outcome.eps:.5g}.npz"
-                write_adversarials(path, result.cases.ids, outcome.images)
+                name = adversarial_file(_label(entry), outcome.threat, outcome.region, outcome.eps)
+                write_adversarials(self.folder / "adversarials" / name, result.cases.ids, outcome.images)
 
     def write(self) -> None:
         """Writes the tables, the survey's tables and the report of all tasks so far."""
         write_tables(self.board, self.folder)
-        write_pictures(self.galleries, self.folder)
+        write_galleries(self.galleries, self.folder)
         write_survey(self.board, self.folder)
         write_report(self.board, self.galleries, self.folder / "report.html")
 

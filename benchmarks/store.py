@@ -19,13 +19,11 @@ import pandas as pd
 import torch
 
 import medadv
-from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
 from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
-_PICTURES = "pictures.json"
 _VERSIONED = (
     "torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "scikit-learn", "torchattacks",
     "nilearn",
@@ -62,19 +60,7 @@ def write_tables(board: Leaderboard, folder: Path) -> None:
     for name, table in beside.items():
         if len(table):
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, sort_keys=True, default=str))
-
-
-def write_pictures(galleries: Sequence[Gallery], folder: Path) -> None:
-    """Writes the pictures of the report, so that it can be written again."""
-    pictures = [[g.section, g.title, g.picture, g.note] for g in galleries]
-    write_text(folder / _PICTURES, json.dumps(pictures))
-
-
-def read_pictures(folder: Path) -> list[Gallery]:
-    """What :func:`write_pictures` wrote."""
-    kept = json.loads((folder / _PICTURES).read_text(encoding="utf-8"))
-    return [Gallery(section, title, note=note, drawn=drawn) for section, title, drawn, note in kept]
+    write_text(folder / "leaderboard.meta.json", json.dumps(board.meta, indent=2, default=str))
 
 
 def check_same_suite(folder: Path, suite: Suite) -> None:
@@ -114,15 +100,18 @@ def read_run(folder: Path) -> Leaderboard:
         ValueError: a file is missing.
     """
     require_files(folder, _TABLES)
-    # units such as "1" are words, and what is empty is the only thing missing
-    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    frame, cases, endpoints = (pd.read_csv(folder / name, dtype={"unit": str}, **settings) for name in _TABLES[:3])
-    beside = [folder / f"{name}.csv" for name in ("bands", "diagnostics")]
-    shares, findings = (
-        pd.read_csv(path, dtype={"unit": str}, **settings) if path.is_file() else pd.DataFrame() for path in beside
-    )
+    frame, cases, endpoints = (read_table(folder / name) for name in _TABLES[:3])
+    beside = (folder / f"{name}.csv" for name in ("bands", "diagnostics"))
+    frame["error"] = frame["error"].fillna("") if "error" in frame else ""
+    shares, findings = (read_table(path) if path.is_file() else pd.DataFrame() for path in beside)
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
     return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta, diagnostics=findings)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run as it was written: units such as "1" are words, and what is empty is the only thing missing."""
+    settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    return pd.read_csv(path, dtype={"unit": str}, **settings)
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:
@@ -135,6 +124,11 @@ def weights_bytes(network: torch.nn.Module) -> bytes:
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in network.state_dict().items()}, buffer)
     return buffer.getvalue()
+
+
+def adversarial_file(label: str, threat: str, region: str, eps: float) -> str:
+    """Where in ``adversarials/`` the worst-case images of a network, threat set, region and budget are."""
+    return f"{label}-{threat}{'' if region == 'all' else f'-{region}'}-{eps:.5g}.npz"
 
 
 def write_adversarials(path: Path, ids: tuple[str, ...], images: np.ndarray) -> None:

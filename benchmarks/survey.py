@@ -135,10 +135,10 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     order = sorted(columns.itertuples(index=False), key=lambda c: (rank[c.attack], names.index(c.attack), c.eps))
     index = pd.MultiIndex.from_tuples([(c.attack, c.budget) for c in order], names=["attack", "budget"])
     images = rows.metric.isin(_OF_IMAGES).all()
-    return pd.DataFrame({"still": [images or _reference_stays(c.threat) for c in order]}, index=index)
+    return pd.DataFrame({"still": [images or reference_stays(c.threat) for c in order]}, index=index)
 
 
-def _reference_stays(threat: str) -> bool:
+def reference_stays(threat: str) -> bool:
     """Whether a threat neither moves nor covers the anatomy that a segmentation is scored against."""
     return threat not in THREATS or getattr(THREATS[threat].build, "apply_target", None) is Threat.apply_target
 

@@ -13,7 +13,7 @@ import pytest
 
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.comparison import Board, compare_boards, described, read_board
-from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
+from medadv.benchmarks.leaderboard import COLUMNS, SCHEMA_VERSION, Leaderboard
 from medadv.benchmarks.paired import holm, paired_test, rank_sets, sign_flip_p
 from medadv.benchmarks.per_class import per_class
 
@@ -54,7 +54,7 @@ def saved(board, folder, **meta):
     folder.mkdir()
     board.frame.to_csv(folder / "leaderboard.csv", index=False)
     board.cases.to_csv(folder / "cases.csv", index=False)
-    told = {"schema_version": 2, "data": {"t": {"sha256": "abc"}}, **meta}
+    told = {"schema_version": SCHEMA_VERSION, "data": {"t": {"sha256": "abc"}}, **meta}
     (folder / "leaderboard.meta.json").write_text(json.dumps(told))
     return folder
 

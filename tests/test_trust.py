@@ -10,11 +10,11 @@ import torch
 from masked import EPS, quantised
 
 from medadv.benchmarks import evaluate
-from medadv.benchmarks.evaluate import evaluate_estimator
 from medadv.benchmarks.report import doubts, write_report
 from medadv.benchmarks.run import _as_dataset
 from medadv.benchmarks.store import read_run, write_tables
 from medadv.benchmarks.suites import parse_suite
+from medadv.benchmarks.trials import evaluate_estimator
 from medadv.benchmarks.trust import MODEL, SCOPE, findings_of, flagged
 from medadv.diagnostics import CHECKS, Finding, knows_less, monotone
 from medadv.diagnostics.tables import STRONGER_TOLERANCE
