@@ -15,7 +15,7 @@ from medadv import Intensity, Multiclass
 from medadv.adapters import MonaiClassifier
 from medadv.adaptive import bpda, eot, rescaled
 from medadv.attacks import create
-from medadv.diagnostics import CHECKS, Finding, Probe, as_frame, diagnose
+from medadv.diagnostics import CHECKS, Finding, Probe, as_frame, diagnose, run_checks
 from medadv.diagnostics.searches import round_trip
 from medadv.victims import ModuleVictim, victim_of
 
@@ -312,6 +312,31 @@ def test_a_victim_without_a_module_and_a_model_that_ignores_the_image_are_looked
     findings = found(MonaiClassifier(Constant(), (1, 16, 16), decision=Multiclass(3), device="cpu"), x, None, "full")
     assert flagged(findings) == {"zero-gradients"}
     assert "hardly depends" in findings["large-budget"].note
+
+
+class WithoutGraph(Brightness):
+    """As a model that was compiled or exported: no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "dims"), SETTINGS)
+def test_a_model_without_a_graph_is_flagged_and_falls_to_an_attack_on_scores(kind, dims):
+    x, y = masked.images(kind, dims)
+    case = Case(masked.wrapped(WithoutGraph(kind), kind, dims), x, y)
+    findings = found(case.estimator, x, y, "full")
+    assert {"zero-gradients", "large-budget", "black-box"} <= flagged(findings)
+    assert attacked(case, advised(case, findings["black-box"])) < 0.2
+
+
+def test_an_attack_that_refuses_a_model_leaves_its_check_out_with_the_reason():
+    case = masked.honest("class", 2)
+    probe = Probe(case.estimator.victim(), torch.from_numpy(case.x), torch.from_numpy(case.y), torch.ones(6).bool(),
+                  eps="9 mm")  # fmt: skip
+    findings = {finding.check: finding for finding in run_checks(probe)}
+    assert "could not be run: eps='9 mm' is in mm" in findings["steps"].note and flagged(findings) == set()
 
 
 def test_nothing_is_left_behind():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from medadv.decisions import as_plain_tensor
-from medadv.diagnostics.finding import LEVELS, Finding, Measured
+from medadv.diagnostics.finding import LEVELS, Check, Finding, Measured, nothing
 from medadv.diagnostics.gradients import zero_share
 from medadv.diagnostics.outputs import largest_difference
-from medadv.diagnostics.probe import Probe, spread
+from medadv.diagnostics.probe import Probe, Refused, spread
 from medadv.diagnostics.registry import CHECKS
 from medadv.names import unknown_name
 from medadv.numbers import whole_number
@@ -31,7 +31,15 @@ def run_checks(probe: Probe, level: str = "full") -> list[Finding]:
     if level not in LEVELS[:2]:
         raise unknown_name("level of diagnostics", level, LEVELS[:2])
     chosen = LEVELS[: LEVELS.index(level) + 1]
-    return [row.judge(row.measure(probe)) for row in CHECKS.values() if row.measure is not None and row.level in chosen]
+    return [_look(row, probe) for row in CHECKS.values() if row.level in chosen]
+
+
+def _look(row: Check, probe: Probe) -> Finding:
+    assert row.measure is not None
+    try:
+        return row.judge(row.measure(probe))
+    except Refused as refusal:
+        return row.judge(nothing(f"could not be run: {refusal}"))
 
 
 def diagnose(
