@@ -24,6 +24,7 @@ from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
 from medadv.decisions import Decision
 from medadv.diagnostics import Finding, Probe, run_checks
+from medadv.diagnostics.probe import spread
 from medadv.intensities import Intensity
 from medadv.targets import target_success
 from medadv.victims import Passes, Victim
@@ -158,7 +159,8 @@ class Evaluator:
         if level == "none":
             return []
         seen, deployed = self._diagnosed()
-        rows = slice(0, min(_PROBED_CASES, len(self.x)))
+        # of few cases fewer, so that checks stay a small part of a suite's time
+        rows = spread(len(self.x), min(_PROBED_CASES, max(_PROBED_CASES // 2, len(self.x) // 5)))
         x, target, valid = (part[rows].to(seen.device) for part in (self.x, self.target, self.valid))
         eps = budgets[len(budgets) // 2] if budgets else None
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}

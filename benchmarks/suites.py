@@ -302,7 +302,7 @@ class Suite(_Strict):
     Attributes:
         hd95: ask for the Hausdorff distance of segmentations, which takes time on volumes.
         bands: how many bands of frequencies the energy of each perturbation is told for (``bands.csv``).
-        diagnostics: checks of each model (``diagnostics.csv``): ``basic``, a few passes and a short attack on up to 8
+        diagnostics: checks of each model (``diagnostics.csv``): ``basic``, a few passes and a short attack on 4 to 8
             cases; ``full``, also short attacks with more steps, more starts, on scores and off the storage grid;
             ``none``. Checks that read the table alone always run.
     """

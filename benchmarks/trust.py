@@ -47,7 +47,8 @@ def findings_of(frame: pd.DataFrame, model_findings: Sequence[Finding]) -> pd.Da
 def _scoped(findings: Iterable[Finding], **scope: Any) -> pd.DataFrame:
     table = as_frame(findings)
     columns = list(table.columns)
-    return table.assign(**{name: scope.get(name) for name in SCOPE})[[*SCOPE, *columns]].astype({"eps": float})
+    covered: dict[str, Any] = {name: scope.get(name) for name in SCOPE}
+    return table.assign(**covered)[[*SCOPE, *columns]].astype({"eps": float})
 
 
 def flagged(frame: pd.DataFrame, found: pd.DataFrame, flags: Sequence[str]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from medadv import Intensity, Multiclass
 from medadv.adapters import MonaiClassifier
 from medadv.adaptive import bpda, eot, rescaled
 from medadv.attacks import create
-from medadv.diagnostics import CHECKS, Finding, Probe, as_frame, diagnose
+from medadv.diagnostics import CHECKS, Finding, Probe, as_frame, diagnose, run_checks
 from medadv.diagnostics.searches import round_trip
 from medadv.victims import ModuleVictim, victim_of
 
@@ -96,23 +96,28 @@ def test_huge_logits_are_flagged_and_fall_once_rescaled(kind, dims):
     assert attacked(case, advised(case, findings["saturated-loss"])) < 0.2
 
 
-@pytest.mark.parametrize(("kind", "dims"), [("class", 2), ("class", 3)])
-def test_random_resizing_is_flagged_and_falls_to_the_expectation_over_draws(kind, dims):
-    case = masked.resized(kind, dims)
+def test_random_resizing_is_flagged_and_falls_to_the_expectation_over_draws():
+    case = masked.resized("class", 2)
     findings = found(case.estimator, case.x, case.y)
     assert "repeatable" in flagged(findings) and "train-mode" not in flagged(findings)
     assert case.score(case.x) == 1 and attacked(case, plain(case)) > 0.6
     assert attacked(case, advised(case, findings["repeatable"])) < 0.2
 
 
-@pytest.mark.parametrize(("kind", "dims"), [("labels", 2), ("labels", 3)])
-def test_dropout_left_on_is_flagged_and_falls_to_the_expectation_over_draws(kind, dims):
-    case = masked.dropping(kind, dims)
+def test_dropout_left_on_is_flagged_and_falls_to_the_expectation_over_draws():
+    case = masked.dropping("labels", 3)
     findings = found(case.estimator, case.x, case.y)
     assert {"repeatable", "train-mode"} <= flagged(findings)
     assert findings["train-mode"].flag == "train-mode=1" and "texture" in findings["train-mode"].note
     assert case.score(case.x) == 1 and attacked(case, plain(case)) > 0.6
     assert attacked(case, advised(case, findings["train-mode"])) < 0.2
+
+
+@pytest.mark.parametrize(("kind", "dims"), SETTINGS)
+def test_random_models_of_every_kind_are_flagged(kind, dims):
+    case = masked.dropping(kind, dims)
+    findings = found(case.estimator, case.x, case.y)
+    assert {"repeatable", "train-mode"} <= flagged(findings) and not findings["finite-differences"].flag
 
 
 class BatchNormed(nn.Module):
@@ -309,6 +314,31 @@ def test_a_victim_without_a_module_and_a_model_that_ignores_the_image_are_looked
     assert "hardly depends" in findings["large-budget"].note
 
 
+class WithoutGraph(Brightness):
+    """As a model that was compiled or exported: no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "dims"), SETTINGS)
+def test_a_model_without_a_graph_is_flagged_and_falls_to_an_attack_on_scores(kind, dims):
+    x, y = masked.images(kind, dims)
+    case = Case(masked.wrapped(WithoutGraph(kind), kind, dims), x, y)
+    findings = found(case.estimator, x, y, "full")
+    assert {"zero-gradients", "large-budget", "black-box"} <= flagged(findings)
+    assert attacked(case, advised(case, findings["black-box"])) < 0.2
+
+
+def test_an_attack_that_refuses_a_model_leaves_its_check_out_with_the_reason():
+    case = masked.honest("class", 2)
+    probe = Probe(case.estimator.victim(), torch.from_numpy(case.x), torch.from_numpy(case.y), torch.ones(6).bool(),
+                  eps="9 mm")  # fmt: skip
+    findings = {finding.check: finding for finding in run_checks(probe)}
+    assert "could not be run: eps='9 mm' is in mm" in findings["steps"].note and flagged(findings) == set()
+
+
 def test_nothing_is_left_behind():
     case = masked.dropping("class", 2)
     net = case.estimator.network
@@ -319,11 +349,12 @@ def test_nothing_is_left_behind():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_findings_repeat_and_only_the_first_cases_are_looked_at():
+def test_findings_repeat_and_cases_are_evenly_spread():
     case = masked.honest("labels", 2)
     first, second = (as_frame(diagnose(case.estimator, case.x, case.y, eps=EPS, cases=4)) for _ in range(2))
     assert first.equals(second)
-    assert first.equals(as_frame(diagnose(case.estimator, torch.from_numpy(case.x[:4]), case.y[:4], eps=EPS)))
+    some = [0, 2, 3, 5]
+    assert first.equals(as_frame(diagnose(case.estimator, torch.from_numpy(case.x[some]), case.y[some], eps=EPS)))
     assert set(first.columns) == {"check", "flag", "evidence", "numbers", "advice", "call", "note"}
 
 

@@ -2,7 +2,7 @@
 
 The checks of AutoAttack (arXiv 2003.01690) and RobustBench (arXiv 2010.09670), and those of arXiv 1802.00420 and
 1902.06705, carried over to segmentation, several labels and volumes. All of them are rows of
-:data:`~medadv.diagnostics.registry.CHECKS`; what fails names the adaptive attack to run.
+``medadv.diagnostics.registry.CHECKS``; what fails names the adaptive attack to run.
 """
 
 from medadv.diagnostics.finding import Check, Finding, as_frame

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from medadv.decisions import as_plain_tensor
-from medadv.diagnostics.finding import LEVELS, Finding, Measured
+from medadv.diagnostics.finding import LEVELS, Check, Finding, Measured, nothing
 from medadv.diagnostics.gradients import zero_share
 from medadv.diagnostics.outputs import largest_difference
-from medadv.diagnostics.probe import Probe
+from medadv.diagnostics.probe import Probe, Refused, spread
 from medadv.diagnostics.registry import CHECKS
 from medadv.names import unknown_name
 from medadv.numbers import whole_number
@@ -31,7 +31,15 @@ def run_checks(probe: Probe, level: str = "full") -> list[Finding]:
     if level not in LEVELS[:2]:
         raise unknown_name("level of diagnostics", level, LEVELS[:2])
     chosen = LEVELS[: LEVELS.index(level) + 1]
-    return [row.judge(row.measure(probe)) for row in CHECKS.values() if row.measure is not None and row.level in chosen]
+    return [_look(row, probe) for row in CHECKS.values() if row.level in chosen]
+
+
+def _look(row: Check, probe: Probe) -> Finding:
+    assert row.measure is not None
+    try:
+        return row.judge(row.measure(probe))
+    except Refused as refusal:
+        return row.judge(nothing(f"could not be run: {refusal}"))
 
 
 def diagnose(
@@ -56,7 +64,7 @@ def diagnose(
         eps: budget of the checks that run attacks: ``"8/255"``, ``"10 HU"`` or a number in data units; best one that
             breaks some cases and leaves others.
         surrogate: a model that takes the same images; its adversarial images must not be stronger than the model's own.
-        cases: looks at the first so many.
+        cases: looks at so many, evenly spread.
         batch_size: cases at once.
         seed: of all draws.
         level: as in :func:`run_checks`.
@@ -94,27 +102,25 @@ def diagnose(
             f"images have shape {tuple(images.shape)} and dtype {images.dtype}; give floats (N, C, H, W) or "
             "(N, C, H, W, D) with at least one case."
         )
-    images = images[:cases].to(victim.device)
+    rows = spread(len(images), cases)
+    number, images = len(images), images[rows].to(victim.device)
     check_shape = getattr(estimator, "check_image_shape", None)
     if check_shape is not None:
         check_shape(tuple(images.shape))
     victim.intensity.check(images)
     victim.intensity.budget(eps)
-    target, valid = _reference(victim, images, y, cases, batch_size)
-    probe = Probe(victim, images, target, valid, eps=eps, surrogate=surrogate, batch_size=batch_size, seed=seed)
-    return run_checks(probe, level)
-
-
-def _reference(victim: Victim, x: Tensor, y: Any, cases: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    spatial = tuple(x.shape[2:]) if victim.segments else ()
     if y is None:
         with victim.attacked():
-            y = victim.decision.harden(torch.cat([logits_in(victim.logits(part)) for part in x.split(batch_size)]))
-    target, valid = victim.decision.canonical(y, spatial, device=x.device)
-    target, valid = target[:cases], valid[:cases]
-    if len(target) != len(x):
-        raise ValueError(f"{len(target)} references for {len(x)} images; give one per case.")
-    return target, valid
+            looks = [logits_in(victim.logits(part)) for part in images.split(batch_size)]
+        y = victim.decision.harden(torch.cat(looks))
+        number, rows = len(images), torch.arange(len(images))
+    spatial = tuple(images.shape[2:]) if victim.segments else ()
+    target, valid = victim.decision.canonical(y, spatial, device=victim.device)
+    if len(target) != number:
+        raise ValueError(f"{len(target)} references for {number} images; give one per case.")
+    target, valid = target[rows], valid[rows]
+    probe = Probe(victim, images, target, valid, eps=eps, surrogate=surrogate, batch_size=batch_size, seed=seed)
+    return run_checks(probe, level)
 
 
 def zero_gradients(victim: Victim, x: Tensor, target: Tensor, valid: Tensor) -> Finding:

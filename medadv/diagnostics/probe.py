@@ -21,6 +21,10 @@ from medadv.objectives.evasion import split
 from medadv.victims import Victim, logits_in
 
 
+class Refused(Exception):
+    """An attack that a check runs is not for the model that is looked at."""
+
+
 class Probe:
     """A model with a few cases.
 
@@ -122,9 +126,9 @@ class Probe:
         try:
             return self.victim.differentiate(x, lambda output: self._loss(output, rows))[2]
         except RuntimeError as error:
-            if "does not require grad" not in str(error):
+            if not _without_path(error):
                 raise
-            return torch.zeros_like(x)  # autograd found no path from the logits to the image
+            return torch.zeros_like(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the deployed model, with whatever draws come next; the model has to be under attack."""
@@ -144,13 +148,24 @@ class Probe:
         return self.target if ignored is None else torch.where(self.valid, self.target, ignored)
 
     def attack(self, name: str, victim: Victim | None = None, **options: Any) -> Tensor:
-        """Images of an attack of the catalogue on the victim (or a view of it); each is made once."""
+        """Images of an attack of the catalogue on the victim (or a view of it); each is made once.
+
+        Raises:
+            Refused: the attack is not for this model.
+        """
         key = repr((name, type(victim).__name__, sorted(options.items())))
         if key not in self._attacked:
-            attack = create(
-                name, self.victim if victim is None else victim, seed=self.seed, batch_size=self.batch_size, **options
-            )
-            self._attacked[key] = attack.perturb(self.x, self.marked)
+            seen = self.victim if victim is None else victim
+            try:
+                attack = create(name, seen, seed=self.seed, batch_size=self.batch_size, **options)
+            except (TypeError, ValueError) as error:
+                raise Refused(str(error)) from None
+            try:
+                self._attacked[key] = attack.perturb(self.x, self.marked)
+            except RuntimeError as error:
+                if not _without_path(error):
+                    raise
+                self._attacked[key] = self.x  # it has nowhere to go
         return self._attacked[key]
 
     def random_signs(self, number: int) -> Tensor:
@@ -163,6 +178,21 @@ class Probe:
         """Images cut off at the range."""
         low, high = self.intensity.bounds(x)
         return x.maximum(low).minimum(high)
+
+
+def _without_path(error: RuntimeError) -> bool:
+    """Whether autograd found no path from the logits to the image."""
+    return "does not require grad" in str(error)
+
+
+def spread(count: int, wanted: int) -> Tensor:
+    """Rows of ``wanted`` cases out of ``count``, evenly spread, as data are often sorted by diagnosis.
+
+    Example:
+        >>> spread(9, 3).tolist(), spread(2, 8).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    return torch.linspace(0, count - 1, min(count, wanted), dtype=torch.float64).round().long()
 
 
 def per_case(values: Tensor) -> Tensor:
