@@ -131,9 +131,9 @@ def run_suite(
 
     Args:
         suite: a name of :func:`~medadv.benchmarks.suites.suite_names`, a YAML file, or a validated suite.
-        out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``leaderboard.meta.json``,
-            ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``, ``models/``, ``cells/`` and, where
-            the suite asks for it, ``transfer.csv`` and ``bands.csv``.
+        out: folder for ``leaderboard.csv``, ``cases.csv``, ``endpoints.csv``, ``diagnostics.csv``,
+            ``leaderboard.meta.json``, ``survey.csv``, ``survey.tex``, ``training_cost.csv``, ``report.html``,
+            ``models/``, ``cells/`` and, where the suite asks for it, ``transfer.csv`` and ``bands.csv``.
         data_root: where the data sets named by the suite are.
         save_adversarials: also write the worst-case images to ``adversarials/``.
         progress: progress bars with the time left, on a terminal.

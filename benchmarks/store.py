@@ -102,7 +102,6 @@ def read_run(folder: Path) -> Leaderboard:
     require_files(folder, _TABLES)
     frame, cases, endpoints = (read_table(folder / name) for name in _TABLES[:3])
     beside = (folder / f"{name}.csv" for name in ("bands", "diagnostics"))
-    frame["error"] = frame["error"].fillna("") if "error" in frame else ""
     shares, findings = (read_table(path) if path.is_file() else pd.DataFrame() for path in beside)
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
     return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta, diagnostics=findings)
@@ -111,7 +110,8 @@ def read_run(folder: Path) -> Leaderboard:
 def read_table(path: Path) -> pd.DataFrame:
     """A table of a run as it was written: units such as "1" are words, and what is empty is the only thing missing."""
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    return pd.read_csv(path, dtype={"unit": str}, **settings)
+    table = pd.read_csv(path, dtype={"unit": str, "error": str}, **settings)
+    return table.assign(error=table["error"].fillna("")) if "error" in table else table
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:
