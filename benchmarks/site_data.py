@@ -16,8 +16,10 @@ from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 from medadv.benchmarks.leaderboard import COLUMNS
 from medadv.benchmarks.sources import ROW_KEY, Source, keys_of
 from medadv.benchmarks.survey import reference_stays
+from medadv.diagnostics import CHECKS
 
 CLEAN, BLIND, NOISE, WORST, ATTACK, CORRUPTION = "clean", "image-blind", "noise", "worst case", "attack", "corruption"
+FAILED = "failed"
 # columns that the page computes beside those of the table
 MADE = ("run", "kind", "budget", "lost", "above_blind")
 
@@ -25,12 +27,10 @@ MADE = ("run", "kind", "budget", "lost", "above_blind")
 FLAGS = {
     "ci-bound": "Too few patients are off the floor or the ceiling for a bootstrap: the interval is a one-sided bound.",
     "single-train-seed": "One training seed: nothing is known of how much another training of the same kind differs.",
-    "not-monotone": "A larger budget helped the model by this much, which no budget can: the attack was too weak.",
-    "zero-gradients": "This share of the input gradients is exactly zero: gradient attacks say little, the true "
-                      "robustness may be lower.",
-    "not-repeatable": "Two runs on one image differ: a randomised model needs attacks that average over its draws.",
-    "adaptive-weaker": "The attack that knows the defence found less than the one that does not: it is not yet adapted "
-                       "well enough, and the number is too good.",
+    "failed": "It raised an error, which column error tells, and has no score; the same command tries it again.",
+    "without-failed": "This worst case lacks the attack named, which failed: the true one may be lower.",
+    "stale": "Other versions of the libraries than those of this run have computed it.",
+    **{check.flag: f"{check.looks_at[0].upper()}{check.looks_at[1:]}. {check.advice}" for check in CHECKS.values()},
 }  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def _extended(frame: pd.DataFrame, run: str) -> pd.DataFrame:
 
 
 def _kind(row: Any) -> str:
+    if row.error:
+        return FAILED
     if row.model == IMAGE_BLIND:
         return BLIND
     if row.attack == NO_ATTACK:
@@ -120,6 +122,9 @@ def absences(run: Source) -> list[str]:
                 if rows[(rows.model == model["name"]) & (rows.training == training)].empty:
                     what = f"model {model['name']!r} trained by {training!r}"
                     found.append(f"{run.name}: {what} was planned for task {task['name']!r} and is not in the table.")
+    for row in run.board.failures.itertuples():
+        found.append(f"{run.name}: {row.attack} on {row.model}/{row.training} of task {row.task!r} failed: {row.error}")
+    frame = frame[frame.error == ""]
     for (task, count, cases), _ in frame[frame.n_unscored > 0].groupby(["task", "n_unscored", "n_cases"], sort=False):
         found.append(
             f"{run.name}: {count} of {cases} cases of task {task!r} have no score (nothing to find in their "

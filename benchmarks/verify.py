@@ -98,7 +98,11 @@ def verify(folder: str | Path, *, data_root: str | Path | None = None, tolerance
     try:
         torch.set_num_threads(int(board.meta.get("threads") or threads))
         chosen = default_tolerance(board.meta) if tolerance is None else tolerance
-        return _Verification(folder, board, tasks, data_root, chosen).table()
+        failed = board.failures
+        board.frame = board.frame[board.frame.error == ""].reset_index(drop=True)
+        table = _Verification(folder, board, tasks, data_root, chosen).table()
+        lost = failed[_SHOWN].assign(verdict=NOT_STORED, reason="it failed in the run and has no score")
+        return pd.concat([table, lost], ignore_index=True) if len(lost) else table
     finally:
         torch.set_num_threads(threads)
 

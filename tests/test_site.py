@@ -13,11 +13,12 @@ from browser import CHROMIUM, Browser
 
 from medadv.benchmarks.card_drafts import draft
 from medadv.benchmarks.cli import main
-from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
 from medadv.benchmarks.site import Site, collect, page, write_site
-from medadv.benchmarks.site_data import as_json, budget_label
+from medadv.benchmarks.site_data import MADE, as_json, budget_label, payload
 from medadv.benchmarks.sources import Source
 from medadv.benchmarks.store import read_run
+from medadv.diagnostics import CHECKS
 
 EVIL = "</script><script>window.bad=1</script><img src=x onerror=window.bad=1>\u2028'\"&amp;"
 COMPLETE = {"licence": "Apache-2.0", "contact": "https://example.org/contact", "data_licence": "CC0-1.0"}
@@ -131,8 +132,18 @@ def test_rows_that_stand_twice_are_told(results):
 def test_flags_are_explained_and_counted(results):
     rewrite(results / "tiny", flags="ci-bound;not-monotone=+0.100;newer=1")
     text = " ".join(Parsed(page(collect(results))).text.split())
-    assert "not-monotone 9 rows A larger budget helped the model by this much" in text
+    assert "not-monotone 9 rows " in text and CHECKS["monotone"].advice in text
     assert "newer 9 rows A flag of another version" in text
+
+
+def test_what_failed_is_said_and_is_no_clean_row(results):
+    rewrite(results / "tiny", error="RuntimeError: out of memory", adversarial=float("nan"))
+    assert {row[payload_column("kind")] for row in payload(collect(results).runs)["rows"]} == {"failed"}
+    assert "failed: RuntimeError: out of memory" in Parsed(page(collect(results))).text
+
+
+def payload_column(name):
+    return [*MADE, *COLUMNS].index(name)
 
 
 def test_cards_stand_beside_the_run_that_has_their_weights(results, finished):

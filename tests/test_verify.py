@@ -26,6 +26,15 @@ def run(finished, tmp_path, monkeypatch):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+def test_what_failed_in_the_run_is_not_stored(run):
+    frame = pd.read_csv(run / "leaderboard.csv")
+    lost = frame.iloc[[-2]].assign(attack="square", adversarial=np.nan, n_unscored=12, error="MemoryError")
+    pd.concat([frame, lost]).to_csv(run / "leaderboard.csv", index=False)
+    table = verify(run)
+    assert table.verdict.iloc[-1] == NOT_STORED and "failed in the run" in table.reason.iloc[-1]
+    assert table.verdict.value_counts().to_dict() == {RIGHT: 5, NOT_STORED: 5}
+
+
 def wrong(table):
     return table[table.verdict == WRONG].reset_index(drop=True)
 
