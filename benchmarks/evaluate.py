@@ -25,6 +25,7 @@ from medadv.dct import band_shares
 from medadv.decisions import Decision
 from medadv.diagnostics import Finding, repeatable, zero_gradients
 from medadv.intensities import Intensity
+from medadv.names import unknown_name
 from medadv.targets import target_success
 from medadv.victims import Passes
 
@@ -114,7 +115,7 @@ class Evaluator:
             scores.append(self.decision.score(logits, target[rows], valid[rows]))
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
-        measures = {**self.survey(diagnosis, target, valid), **self.library(diagnosis.hard, target, valid)}
+        measures = self._measures(diagnosis, target, valid)
         moved = (x_adv - self.x).double()
         shares = None if self.bands is None or clean is None else band_shares(moved, self.bands).numpy()
         moved = moved.flatten(1)
@@ -130,6 +131,9 @@ class Evaluator:
             band_shares=shares,
             **facts,
         )
+
+    def _measures(self, diagnosis: Diagnosis, target: Tensor, valid: Tensor) -> dict[str, np.ndarray]:
+        return {**self.survey(diagnosis, target, valid), **self.library(diagnosis.hard, target, valid)}
 
     def _endpoints(
         self, clean: Outcome | None, diagnosis: Diagnosis, measures: dict[str, np.ndarray], target: Tensor
@@ -164,16 +168,16 @@ class Evaluator:
 
     def craft(self, planned: Planned, eps: float | str | None = None) -> Crafted:
         """The images of one attack at one budget; None: its own. Statistics it needs are of the training cases."""
-        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
-        order = Order(
-            planned.name,
-            {**common, **planned.options, **planned.per_budget.get(str(eps), {})},
-            planned.region,
-            planned.wanted,
-        )
+        order = self.order(planned, eps)
         if planned.surrogate is None:
             return craft(self.attacked, order, self.seen)
         return planned.surrogate.craft(self.estimator, order, self.seen)
+
+    def order(self, planned: Planned, eps: float | str | None) -> Order:
+        """What is run for one attack at one budget; None: its own."""
+        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
+        options = {**common, **planned.options, **planned.per_budget.get(str(eps), {})}
+        return Order(planned.name, options, planned.region, planned.wanted)
 
     def judge(self, planned: Planned, made: Crafted, *, keep_images: bool = False, **changes: Any) -> Outcome:
         """Scores the images of an attack; ``changes`` are facts that differ from what the attack says of itself."""
@@ -233,7 +237,7 @@ class Evaluator:
         case and class the smallest signed margin over all attacks.
         """
         first = outcomes[0]
-        chosen = np.stack([self._ranking(outcome) for outcome in outcomes]).argmin(0)
+        chosen = np.stack([self.ranking(outcome) for outcome in outcomes]).argmin(0)
         diagnosis = first.diagnosis
         for number, outcome in enumerate(outcomes):
             diagnosis = diagnosis.merged(outcome.diagnosis, torch.from_numpy(chosen == number))
@@ -285,7 +289,7 @@ class Evaluator:
             images=images,
         )
 
-    def _ranking(self, outcome: Outcome) -> np.ndarray:
+    def ranking(self, outcome: Outcome) -> np.ndarray:
         """What makes an image the worst of its case: its score, or in a negative case how much is invented."""
         hits = self.decision.one_hot(outcome.diagnosis.hard)[:, self.decision.foreground].flatten(1).sum(1).numpy()
         return np.where(np.isnan(outcome.scores), -hits, outcome.scores)
@@ -338,6 +342,7 @@ def evaluate_estimator(
     bands: int | None = None,
     corruptions: str | Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
+    rows: str = "every",
     on_attack: Callable[[str], None] = lambda done: None,
     on_images: Callable[[Planned, Crafted, float | str | None], None] = lambda planned, crafted, eps: None,
 ) -> Evaluation:
@@ -355,6 +360,8 @@ def evaluate_estimator(
         corruptions: names of :data:`~medadv.benchmarks.corruptions.CORRUPTIONS`, or ``"all"``, each run at severities
             1 to 5 beside the attacks.
         metrics: as in :class:`Evaluator`.
+        rows: ``"every"``: every attack runs on every case; ``"worst-case"``: only the worst cases are complete, for
+            fewer passes, see :func:`~medadv.benchmarks.economy.worst_case_outcomes`; ``on_images`` is then not called.
         on_attack: called with a line of progress after each attack and corruption.
         on_images: called with the images of each attack and its budget, before they are let go.
     """
@@ -365,6 +372,9 @@ def evaluate_estimator(
     outcomes = [evaluator.clean]
     planned = [*([] if any(attack.name == "noise" for attack in attacks) else [Planned("noise")]), *attacks]
     positive = [eps for eps in budgets if estimator.intensity.budget(eps).eps > 0]
+    if rows != "every":
+        outcomes += _worst_cases_alone(evaluator, planned, positive, rows, keep_images=keep_images, on_attack=on_attack)
+        planned, positive = [], []
 
     def run(eps: float | str | None, own_budget: bool) -> list[Outcome]:
         found = []
@@ -392,3 +402,13 @@ def evaluate_estimator(
         outcomes += [evaluator.corrupt(name, severity) for severity in SEVERITIES]
         on_attack(name)
     return Evaluation(data, evaluator.cases, estimator.segments, outcomes, evaluator.findings())
+
+
+def _worst_cases_alone(
+    evaluator: Evaluator, attacks: Sequence[Planned], budgets: Sequence[float | str], rows: str, **settings: Any
+) -> list[Outcome]:
+    from medadv.benchmarks.economy import worst_case_outcomes  # which is made of evaluators
+
+    if rows != "worst-case":
+        raise unknown_name("choice of rows", rows, ("every", "worst-case"))
+    return worst_case_outcomes(evaluator, attacks, budgets, **settings)

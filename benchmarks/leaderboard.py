@@ -16,12 +16,13 @@ from medadv.benchmarks.monai_metrics import summary
 from medadv.benchmarks.statistics import mean_interval, paired_difference
 from medadv.diagnostics import monotone
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
     "surrogate", "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
     "empty_policy", "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf",
-    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags",
+    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed",
+    "n_attacked", "reused", "flags",
 )  # fmt: skip
 _MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
 _ATTACK_KEY = ["attack", "threat", "region", "eps", "unit"]
@@ -139,7 +140,9 @@ class Leaderboard:
             attack.removesuffix(f" from {source}") for attack, source in zip(shown.attack, shown.surrogate, strict=True)
         ]
         keys = ["dataset", "task", "train_seed", "attack", "threat", "region", "eps"]
-        own = self.frame[self.frame.surrogate == "none"].merge(shown[keys].drop_duplicates(), on=keys)
+        own = self.frame[(self.frame.surrogate == "none") & is_own(self.frame)].merge(
+            shown[keys].drop_duplicates(), on=keys
+        )
         own["surrogate"] = own.model + "/" + own.training
         both = pd.concat([shown, own], ignore_index=True)
         both["target"] = both.model + "/" + both.training
@@ -201,8 +204,29 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
         "success_rate": success, "success_rule": rule,
         "linf": float(outcome.linf.max()), "l2_rms": float(outcome.l2_rms.mean()), "ssim": float(outcome.ssim.mean()),
         "forward_passes": outcome.passes.forward, "backward_passes": outcome.passes.backward, "queries": queries,
-        "seconds": round(outcome.seconds, 3), "flags": "ci-bound" if interval.bound else "",
+        "seconds": round(outcome.seconds, 3), "reused": outcome.reused,
+        "n_attacked": _attacked(outcome, len(cases)), "flags": "ci-bound" if interval.bound else "",
     }  # fmt: skip
+
+
+def _attacked(outcome: Outcome, cases: int) -> int:
+    """How many cases an attack ran on."""
+    if outcome.attack == NO_ATTACK:
+        return 0
+    return cases if outcome.n_attacked is None else outcome.n_attacked
+
+
+def is_own(frame: pd.DataFrame) -> pd.Series:
+    """Which rows of a leaderboard say what their attack alone did to every case, ``bool`` per row.
+
+    Others, of suites with ``rows: worst-case``, hold the score after their attack, all before it and smaller budgets.
+
+    Example:
+        >>> is_own(pd.DataFrame({"reused": ["", "replayed", "shared=square", "carried=2;earlier=1"]})).tolist()
+        [True, True, True, False]
+    """
+    reused = frame.get("reused", pd.Series("", frame.index))
+    return ~reused.fillna("").astype(str).str.contains("carried|earlier")
 
 
 def _described(entry: Entry, data: Dataset, cases: Cases, segments: bool) -> dict[str, Any]:
@@ -233,7 +257,7 @@ def _blind_row(entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) ->
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
         "success_rate": 0.0, "success_rule": "no attack changes a model that does not look",
         "linf": 0.0, "l2_rms": 0.0, "ssim": 1.0, "forward_passes": 0, "backward_passes": 0, "queries": 0,
-        "seconds": 0.0, "flags": "ci-bound" if interval.bound else "",
+        "seconds": 0.0, "n_attacked": 0, "reused": "", "flags": "ci-bound" if interval.bound else "",
     }  # fmt: skip
 
 
@@ -292,7 +316,9 @@ def _flagged(frame: pd.DataFrame, flags: list[str]) -> pd.DataFrame:
     for _, rows in frame[frame.attack != NO_ATTACK].groupby(["attack", "threat", "region"]):
         curve = pd.concat([clean, rows])
         # what is meant to be worse and is not tells of the attack; a corruption is no attack
-        if rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX):
+        searched = rows.attack.iloc[0] != "noise" and not rows.threat.iloc[0].startswith(PREFIX)
+        # what is carried from smaller budgets can't rise
+        if searched and is_own(rows).all():
             found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
             frame.loc[rows.index, "flags"] = [_joined(flag, found.flag) for flag in frame.loc[rows.index, "flags"]]
     frame["flags"] = [_joined(flag, *flags) for flag in frame["flags"]]

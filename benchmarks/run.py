@@ -46,6 +46,7 @@ def evaluate(
     hd95: bool = False,
     corruptions: str | Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
+    rows: str = "every",
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -64,6 +65,8 @@ def evaluate(
             ``{"hd95": HausdorffDistanceMetric(percentile=95)}``, as endpoints of each case and class;
             :meth:`~medadv.benchmarks.leaderboard.Leaderboard.endpoint_summary` has their means, with the cases counted
             that are unscored or infinite.
+        rows: ``"every"`` attack on every case, or the ``"worst-case"`` for fewer passes
+            (:func:`~medadv.benchmarks.economy.worst_case_outcomes`).
 
     Example:
         >>> import numpy as np, torch
@@ -83,9 +86,11 @@ def evaluate(
     ]
     result = evaluate_estimator(
         estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95, corruptions=corruptions,
-        metrics=metrics,
+        metrics=metrics, rows=rows,
     )  # fmt: skip
-    board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
+    board = Leaderboard(
+        meta={**provenance(), "rows": rows, "weights_sha256": {model: weights_sha256(estimator.network)}}
+    )
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board
 
@@ -253,7 +258,7 @@ class _Run:
             result = evaluate_estimator(
                 estimator, data, attacks, self.suite.budgets, batch_size=task.batch_size, seed=self.suite.seed,
                 test_cases=task.test_cases, keep_images=True, hd95=self.suite.hd95, bands=self.suite.bands,
-                corruptions=task.corruptions, on_attack=on_attack, on_images=trials.see,
+                corruptions=task.corruptions, rows=self.suite.rows, on_attack=on_attack, on_images=trials.see,
             )  # fmt: skip
         flags = ("single-train-seed",) if len(task.train_seeds or self.suite.train_seeds) == 1 else ()
         entry = Entry(self.suite.name, task.name, model, name, seed, self.suite.seed, flags)

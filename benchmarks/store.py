@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 import medadv
-from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+from medadv.benchmarks.evaluate import NO_ATTACK
+from medadv.benchmarks.leaderboard import COLUMNS, SCHEMA_VERSION, Leaderboard
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
@@ -81,6 +82,9 @@ def read_run(folder: Path) -> Leaderboard:
     bands = folder / "bands.csv"
     shares = pd.read_csv(bands, dtype={"unit": str}, **settings) if bands.is_file() else pd.DataFrame()
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
+    if "n_attacked" not in frame:  # schema 2, which had every attack run on every case
+        frame["n_attacked"], frame["reused"] = frame.n_cases.where(frame.attack != NO_ATTACK, 0), ""
+    frame = frame[list(COLUMNS)].fillna({"reused": ""})
     return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta)
 
 

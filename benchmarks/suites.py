@@ -298,6 +298,8 @@ class Suite(_Strict):
     Attributes:
         hd95: ask for the Hausdorff distance of segmentations, which takes time on volumes.
         bands: how many bands of frequencies the energy of each perturbation is told for (``bands.csv``).
+        rows: ``every`` attack on every case, or the ``worst-case`` for fewer passes, with endpoints left out
+            (:func:`~medadv.benchmarks.economy.worst_case_outcomes`).
     """
 
     name: str
@@ -309,11 +311,22 @@ class Suite(_Strict):
     needs_data_root: bool = False
     hd95: bool = False
     bands: int | None = Field(None, ge=2)
+    rows: Literal["every", "worst-case"] = "every"
     tasks: list[TaskSpec] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
         _check_differ("task", [task.name for task in self.tasks])
+        return self
+
+    @model_validator(mode="after")
+    def _rows_suffice(self) -> Suite:
+        defended = [task.name for task in self.tasks if task.defences]
+        if self.rows != "every" and defended:
+            raise ValueError(
+                f"rows: {self.rows} leaves cases alone, but the defences of task {defended[0]!r} are shown the images "
+                "of every case; use rows: every."
+            )
         return self
 
     @model_validator(mode="after")
