@@ -13,6 +13,8 @@ from torch import nn
 
 from medadv import Multiclass, Multilabel
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
+from medadv.attacks import recipe_of
+from medadv.attacks.ensembles import EnsembleAttack, Member
 from medadv.benchmarks import evaluate
 from medadv.benchmarks.crafting import Memory, Surrogate, craft
 from medadv.benchmarks.data.base import Cases, Dataset
@@ -183,6 +185,26 @@ def test_an_attack_that_two_rows_ask_for_runs_once():
     assert "shared=square" in rows["autoattack"].reused and rows["square"].passes.forward == 5000
     assert rows["autoattack"].passes.forward < 5000
     assert "shared=" in rows["robust"].reused
+
+
+def test_cases_that_are_left_fill_the_batches_of_the_next_member():
+    estimator = estimator_of("classes")
+    data = data_of(estimator)
+
+    def plan(attack):
+        return [Member(name, {"max_iter": 8}) for name in ("apgd-ce", "apgd-dlr")]
+
+    whole, alone = (
+        EnsembleAttack(estimator, recipe_of("robust"), plan=plan, eps="8/255", batch_size=size, num_random_init=1)
+        for size in (4, 1)
+    )
+    x, y = data.test.x, data.test.y
+    found, single = whole.generate(x, y), alone.generate(x, y)
+    np.testing.assert_allclose(found, single, atol=1e-9)
+    np.testing.assert_array_equal(whole.queries, alone.queries)
+    first, second = (whole.report.iloc[i] for i in (0, 1))
+    assert (first.cases, second.cases) == (10, 8)  # two or three in each batch of four, but for the last
+    assert (first.backward, second.backward) == (3 * 8, 2 * 8)
 
 
 def test_what_is_in_the_ball_of_the_grid_and_the_region_is_carried():
