@@ -20,6 +20,7 @@ from medadv.benchmarks.crafting import Crafted, Memory, Order, Seen, Surrogate
 from medadv.benchmarks.data.base import Cases
 from medadv.benchmarks.defences import Defended, build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
+from medadv.benchmarks.economy import worst_case_outcomes
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.kept_images import Kept
 from medadv.benchmarks.models import Estimator, build_estimator
@@ -27,7 +28,7 @@ from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.replays import planned_attacks
 from medadv.benchmarks.suites import Suite, TaskSpec
 from medadv.benchmarks.trainings import Network, Networks, Trained
-from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule
+from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule, with_worst_cases
 
 _FACTS = (
     "access", "threat", "targeted", "settings", "eps", "unit", "fraction", "queries", "passes", "region", "seconds",
@@ -233,6 +234,8 @@ class TargetBench:
 
     def prune(self, result: Evaluation) -> None:
         """Lets go of all images but those of worst cases."""
+        if self.economical:
+            return
         worst = [outcome.worst_attack for outcome in result.outcomes if outcome.worst_attack]
         for trial in self.schedule.attacks:
             chosen = [any(names[row] == trial.planned.label for names in worst) for row in range(len(result.cases))]
@@ -242,11 +245,43 @@ class TargetBench:
 
     def evaluation(self, outcome_of: Callable[[Trial | Corruption], Outcome | Failure]) -> Evaluation:
         """All outcomes with their worst cases; ``outcome_of`` is one of the methods above or tells of a failure."""
+        if self.economical:
+            result = with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of)
+            return self._with_findings(result)
         result = assembled(self.evaluator, self.schedule, outcome_of)
         if any(outcome.images is not None and np.isnan(outcome.images).any() for outcome in result.outcomes):
             for trial in self.schedule.attacks:
                 self.images(trial)
             result = assembled(self.evaluator, self.schedule, outcome_of)
+        return self._with_findings(result)
+
+    @property
+    def economical(self) -> bool:
+        """Whether the worst cases alone are wanted."""
+        return self.bench.suite.rows == "worst-case"
+
+    @property
+    def worst_cell(self) -> Cell:
+        """The cell of all worst cases, where these alone are wanted."""
+        attacks = [[trial.planned.label, self.cell(trial).config] for trial in self.schedule.attacks]
+        return self._cell("worst-cases", "worst cases", {"attacks": attacks, "budgets": self.schedule.sizes})
+
+    def worst_cases(self) -> list[Outcome]:
+        """Worst cases, and how the attacks came there (:func:`~medadv.benchmarks.economy.worst_case_outcomes`)."""
+        plan, cell = self.schedule, self.worst_cell
+
+        def made() -> list[Outcome]:
+            return worst_case_outcomes(self.evaluator, plan.planned, plan.sizes, keep_images=True)
+
+        return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, made)]
+
+    def without_attacks(self, reason: str) -> Evaluation:
+        """The clean images alone, where the worst cases could not be found."""
+        failure = Failure("worst-case", reason, "white-box")
+        data, cases = self.bench.data, self.evaluator.cases
+        return Evaluation(data, cases, self.estimator.segments, [self.evaluator.clean], [], [failure])
+
+    def _with_findings(self, result: Evaluation) -> Evaluation:
         level, sizes = self.bench.suite.diagnostics, self.schedule.sizes
         cell = self._cell("findings", "findings", {"level": level, "budgets": sizes})
         result.findings = self.bench.store.result(cell, lambda: self.evaluator.findings(level, sizes))

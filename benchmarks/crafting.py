@@ -48,6 +48,11 @@ class Seen:
     segments: bool
     train: tuple[np.ndarray, np.ndarray] | None = None
 
+    def subset(self, rows: Tensor) -> Seen:
+        """Some of the cases ``(n,)``; each keeps its id, and so its random draws."""
+        ids = [self.ids[row] for row in rows.tolist()]
+        return replace(self, x=self.x[rows.numpy()], target=self.target[rows], ids=ids)
+
     def mask(self, region: str) -> np.ndarray | None:
         """Where the image may change, ``(N, 1, *S)`` bool; None: everywhere.
 
@@ -86,11 +91,13 @@ class Crafted:
         reference: target and validity they are to be scored against, where the threat moved anatomy.
         facts: access, threat, settings, budget and cost, by the names of
             :class:`~medadv.benchmarks.outcomes.Outcome`.
+        recalled: True if they were made before, for another model.
     """
 
     images: np.ndarray
     reference: tuple[Tensor, Tensor] | None
     facts: dict[str, Any]
+    recalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,24 @@ class Order:
         return replace(self, options={**by_loss, **self.options})
 
 
+def attack_of(estimator: Estimator, order: Order) -> CatalogueAttack:
+    """The attack of an order.
+
+    Raises:
+        ValueError: as for :func:`craft`.
+    """
+    options = dict(order.options)
+    if order.wanted is not None:
+        options["targeted"] = True
+    elif options.get("targeted"):
+        raise ValueError(
+            f"{order.name}: targeted=True alone would lead the model to the reference, which is right; give "
+            "wanted=, the class (images) or the label to erase (voxels)."
+        )
+    attack: CatalogueAttack = create(order.name, estimator, **options)
+    return attack
+
+
 def craft(estimator: Estimator, order: Order, seen: Seen) -> Crafted:
     """Runs an attack on all cases.
 
@@ -132,26 +157,19 @@ def craft(estimator: Estimator, order: Order, seen: Seen) -> Crafted:
     Raises:
         ValueError: ``targeted=True`` without a label that is wanted: it would lead the model to the reference.
     """
-    options = dict(order.options)
-    if order.wanted is not None:
-        options["targeted"] = True
-    elif options.get("targeted"):
-        raise ValueError(
-            f"{order.name}: targeted=True alone would lead the model to the reference, which is right; give "
-            "wanted=, the class (images) or the label to erase (voxels)."
-        )
-    attack: CatalogueAttack = create(order.name, estimator, **options)
+    attack = attack_of(estimator, order)
     if isinstance(attack, FeatureAttack) and attack.statistics is None and seen.train is not None:
         attack.fit(*seen.train, batch_size=attack.batch_size)
     y = seen.target if order.wanted is None else seen.wanted(order.wanted)
     start = time.perf_counter()
     images = attack.generate(seen.x, y.numpy(), mask=seen.mask(order.region), ids=seen.ids)
-    facts = {**_facts(attack), "region": order.region, "seconds": time.perf_counter() - start}
+    facts = {**facts_of(attack), "region": order.region, "seconds": time.perf_counter() - start}
     moved = None if order.wanted is not None else attack.reference
     return Crafted(images, None if moved is None else (torch.from_numpy(moved[0]), torch.from_numpy(moved[1])), facts)
 
 
-def _facts(attack: CatalogueAttack) -> dict[str, Any]:
+def facts_of(attack: CatalogueAttack) -> dict[str, Any]:
+    """What is told about an attack, by the names of :class:`~medadv.benchmarks.outcomes.Outcome`."""
     kind, budget = attack.threat_kind, attack.budget
     return {
         "access": attack.recipe.access,
@@ -179,9 +197,10 @@ class Memory:
     def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
         """The images of an attack on a surrogate."""
         key = repr((surrogate.name, order.name, sorted(order.options.items()), order.region, order.wanted))
-        if key not in self._known:
-            self._known[key] = craft(surrogate.estimator, order, seen)
-        return self._known[key]
+        if key in self._known:
+            return replace(self._known[key], recalled=True)
+        made = self._known[key] = craft(surrogate.estimator, order, seen)
+        return made
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Evaluator:
             scores.append(self.decision.score(logits, target[rows], valid[rows]))
             parts.append(diagnose(self.decision, logits, target[rows], segments=self.estimator.segments))
         diagnosis = _joined(parts)
-        measures = {**self.survey(diagnosis, target, valid), **self.library(diagnosis.hard, target, valid)}
+        measures = self._measures(diagnosis, target, valid)
         moved = (x_adv - self.x).double()
         shares = None if self.bands is None or clean is None else band_shares(moved, self.bands).numpy()
         moved = moved.flatten(1)
@@ -133,6 +133,9 @@ class Evaluator:
             band_shares=shares,
             **facts,
         )
+
+    def _measures(self, diagnosis: Diagnosis, target: Tensor, valid: Tensor) -> dict[str, np.ndarray]:
+        return {**self.survey(diagnosis, target, valid), **self.library(diagnosis.hard, target, valid)}
 
     def _endpoints(
         self, clean: Outcome | None, diagnosis: Diagnosis, measures: dict[str, np.ndarray], target: Tensor
@@ -182,16 +185,16 @@ class Evaluator:
 
     def craft(self, planned: Planned, eps: float | str | None = None) -> Crafted:
         """The images of one attack at one budget; None: its own. Statistics it needs are of the training cases."""
-        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
-        order = Order(
-            planned.name,
-            {**common, **planned.options, **planned.per_budget.get(str(eps), {})},
-            planned.region,
-            planned.wanted,
-        )
+        order = self.order(planned, eps)
         if planned.surrogate is None:
             return craft(self.attacked, order, self.seen)
         return planned.surrogate.craft(self.estimator, order, self.seen)
+
+    def order(self, planned: Planned, eps: float | str | None) -> Order:
+        """What is run for one attack at one budget; None: its own."""
+        common = {"eps": eps, "batch_size": self.batch_size, "seed": self.seed}
+        options = {**common, **planned.options, **planned.per_budget.get(str(eps), {})}
+        return Order(planned.name, options, planned.region, planned.wanted)
 
     def judge(self, planned: Planned, made: Crafted, *, keep_images: bool = False, **changes: Any) -> Outcome:
         """Scores the images of an attack; ``changes`` are facts that differ from what the attack says of itself."""
@@ -251,7 +254,7 @@ class Evaluator:
         case and class the smallest signed margin over all attacks.
         """
         first = outcomes[0]
-        chosen = np.stack([self._ranking(outcome) for outcome in outcomes]).argmin(0)
+        chosen = np.stack([self.ranking(outcome) for outcome in outcomes]).argmin(0)
         diagnosis = first.diagnosis
         for number, outcome in enumerate(outcomes):
             diagnosis = diagnosis.merged(outcome.diagnosis, torch.from_numpy(chosen == number))
@@ -304,7 +307,7 @@ class Evaluator:
             flags=tuple(dict.fromkeys(flag for outcome in outcomes for flag in outcome.flags)),
         )
 
-    def _ranking(self, outcome: Outcome) -> np.ndarray:
+    def ranking(self, outcome: Outcome) -> np.ndarray:
         """What makes an image the worst of its case: its score, or in a negative case how much is invented."""
         hits = self.decision.one_hot(outcome.diagnosis.hard)[:, self.decision.foreground].flatten(1).sum(1).numpy()
         return np.where(np.isnan(outcome.scores), -hits, outcome.scores)

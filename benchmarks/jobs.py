@@ -21,11 +21,11 @@ from medadv.benchmarks.replays import planned_attacks
 from medadv.benchmarks.store import versions
 from medadv.benchmarks.suites import Suite
 from medadv.benchmarks.trainings import Trained
-from medadv.benchmarks.trials import Corruption, Trial, schedule
+from medadv.benchmarks.trials import Corruption, Schedule, Trial, schedule
 from medadv.files import write_text
 
 CELLS = "cells"
-_TRAINING = -1
+_TRAINING, _WORST = -1, -2  # in the place of the number of a trial
 _EPOCH = 50.0  # weight of an epoch of training beside a step of an attack; what others wait for comes first
 _ENSEMBLE = 500
 
@@ -130,11 +130,22 @@ def jobs_of(bench: TaskBench) -> list[Job]:
         for name in names:
             attacks = planned_attacks(task, name, dict.fromkeys(names))
             plan = schedule(attacks, suite.budgets, bench.data.intensity, task.corruptions)
+            if suite.rows == "worst-case":
+                found.append(_worst_job(bench, seed, name, plan))
+                plan = Schedule([], [], plan.corruptions)
             for number, trial in enumerate(plan.all):
                 sources = _sources(trial)
                 needs = tuple((task.name, seed, *source, _TRAINING) for source in (name, *sources))
                 found.append(Job((task.name, seed, *name, number), _weight(bench, trial), needs, task.resources))
     return found
+
+
+def _worst_job(bench: TaskBench, seed: int, name: Trained, plan: Schedule) -> Job:
+    """All attacks on one network, where each sees only the cases that the others have left."""
+    sources = {source for trial in plan.attacks for source in (name, *_sources(trial))}
+    needs = tuple((bench.task.name, seed, *source, _TRAINING) for source in sorted(sources))
+    weight = sum(_weight(bench, trial) for trial in plan.attacks)
+    return Job((bench.task.name, seed, *name, _WORST), weight, needs, bench.task.resources)
 
 
 def _sources(trial: Trial | Corruption) -> list[Trained]:
@@ -174,11 +185,13 @@ def do(path: str, key: Hashable) -> dict[str, str]:
             target = _target(path, task, model, training, seed)
         except Exception:  # the job of the training tells
             return {}
+        if number == _WORST:
+            return _reason(target.worst_cell.config, target.worst_cases)
         return _try(target, _trial(target, number))
 
 
 def _trial(target: TargetBench, number: int) -> Trial | Corruption:
-    return target.schedule.all[number]
+    return (target.schedule.corruptions if target.economical else target.schedule.all)[number]
 
 
 def _try(target: TargetBench, trial: Trial | Corruption) -> dict[str, str]:
@@ -214,7 +227,8 @@ def _lost(settings: RunSettings, key: Any, reason: str) -> Mapping[str, str]:
         return {bench.networks(seed).cell((model, training)).config: reason}
     with settings.threaded():
         target = bench.target((model, training), seed)
-        return {target.cell(_trial(target, number)).config: reason}
+        cell = target.worst_cell if number == _WORST else target.cell(_trial(target, number))
+        return {cell.config: reason}
 
 
 @lru_cache(maxsize=1)

@@ -17,14 +17,15 @@ from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome
 from medadv.benchmarks.per_class import per_class
 from medadv.benchmarks.rankings import over_seeds, pairs, ranks
 from medadv.benchmarks.statistics import mean_interval
-from medadv.benchmarks.trust import findings_of, flagged
+from medadv.benchmarks.trust import findings_of, flagged, is_own
 
 SCHEMA_VERSION = 3
 COLUMNS = (
     "suite", "dataset", "task", "dims", "n_cases", "n_unscored", "model", "training", "train_seed", "attack", "access",
     "surrogate", "threat", "region", "targeted", "eps", "unit", "eps_fraction", "steps", "restarts", "keep", "metric",
     "empty_policy", "clean", "adversarial", "ci_low", "ci_high", "ci_unit", "success_rate", "success_rule", "linf",
-    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "flags", "error",
+    "l2_rms", "ssim", "forward_passes", "backward_passes", "queries", "seconds", "seed", "n_attacked", "reused",
+    "flags", "error",
 )  # fmt: skip
 _MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
 _ATTACK_KEY = ["attack", "threat", "region", "eps", "unit"]
@@ -179,7 +180,9 @@ class Leaderboard:
             attack.removesuffix(f" from {source}") for attack, source in zip(shown.attack, shown.surrogate, strict=True)
         ]
         keys = ["dataset", "task", "train_seed", "attack", "threat", "region", "eps"]
-        own = self.frame[self.frame.surrogate == "none"].merge(shown[keys].drop_duplicates(), on=keys)
+        own = self.frame[(self.frame.surrogate == "none") & is_own(self.frame)].merge(
+            shown[keys].drop_duplicates(), on=keys
+        )
         own["surrogate"] = own.model + "/" + own.training
         both = pd.concat([shown, own], ignore_index=True)
         both["target"] = both.model + "/" + both.training
@@ -241,7 +244,7 @@ def _row(entry: Entry, evaluation: Evaluation, outcome: Outcome) -> dict[str, An
         "success_rate": success, "success_rule": rule,
         "linf": float(outcome.linf.max()), "l2_rms": float(outcome.l2_rms.mean()), "ssim": float(outcome.ssim.mean()),
         "forward_passes": outcome.passes.forward, "backward_passes": outcome.passes.backward, "queries": queries,
-        "seconds": round(outcome.seconds, 3),
+        "seconds": round(outcome.seconds, 3), "n_attacked": _attacked(outcome, len(cases)), "reused": outcome.reused,
         "flags": ";".join([*(["ci-bound"] if interval.bound else []), *outcome.flags]), "error": "",
     }  # fmt: skip
 
@@ -251,8 +254,15 @@ def _failed_row(entry: Entry, data: Dataset, cases: Cases, failure: Failure) -> 
         **_described(entry, data, cases, data.task == "segmentation"),
         "n_unscored": len(cases), "attack": failure.attack, "access": failure.access, "surrogate": "none",
         "threat": "none", "region": "all", "targeted": False, "eps": failure.eps, "eps_fraction": failure.fraction,
-        "flags": "failed", "error": failure.reason,
+        "n_attacked": 0, "reused": "", "flags": "failed", "error": failure.reason,
     }  # fmt: skip
+
+
+def _attacked(outcome: Outcome, cases: int) -> int:
+    """How many cases an attack ran on."""
+    if outcome.attack == NO_ATTACK:
+        return 0
+    return cases if outcome.n_attacked is None else outcome.n_attacked
 
 
 def _described(entry: Entry, data: Dataset, cases: Cases, segments: bool) -> dict[str, Any]:
@@ -283,7 +293,7 @@ def _blind_row(entry: Entry, data: Dataset, cases: Cases, scores: np.ndarray) ->
         "ci_low": interval.low, "ci_high": interval.high, "ci_unit": interval.unit,
         "success_rate": 0.0, "success_rule": "no attack changes a model that does not look",
         "linf": 0.0, "l2_rms": 0.0, "ssim": 1.0, "forward_passes": 0, "backward_passes": 0, "queries": 0,
-        "seconds": 0.0, "flags": "ci-bound" if interval.bound else "", "error": "",
+        "seconds": 0.0, "n_attacked": 0, "reused": "", "flags": "ci-bound" if interval.bound else "", "error": "",
     }  # fmt: skip
 
 

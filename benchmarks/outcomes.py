@@ -76,6 +76,8 @@ class Outcome:
         unit: of ``eps``; None: that of the images.
         reference: target and validity its images are scored against, where a threat moved or covered anatomy.
         passes, seconds: what it cost; ``queries``: how often the model was asked about each case, ``(N,)``.
+        n_attacked: how many cases it ran on; None: all.
+        reused: what of other attacks or budgets is in its numbers, such as ``"carried=3;earlier=12"``; empty: nothing.
     """
 
     attack: str
@@ -105,6 +107,8 @@ class Outcome:
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     verdict: np.ndarray | None = None
     flags: tuple[str, ...] = ()
+    n_attacked: int | None = None
+    reused: str = ""
 
     @property
     def threat_set(self) -> tuple[str, str, float]:

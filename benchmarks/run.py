@@ -54,6 +54,7 @@ def evaluate(
     hd95: bool = False,
     corruptions: str | Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
+    rows: str = "every",
 ) -> Leaderboard:
     """Attacks a trained estimator and returns its leaderboard, without training anything.
 
@@ -72,6 +73,8 @@ def evaluate(
             ``{"hd95": HausdorffDistanceMetric(percentile=95)}``, as endpoints of each case and class;
             :meth:`~medadv.benchmarks.leaderboard.Leaderboard.endpoint_summary` has their means, with the cases counted
             that are unscored or infinite.
+        rows: ``"every"`` attack on every case, or the ``"worst-case"`` for fewer passes
+            (:func:`~medadv.benchmarks.economy.worst_case_outcomes`).
 
     Example:
         >>> import numpy as np, torch
@@ -91,9 +94,11 @@ def evaluate(
     ]
     result = evaluate_estimator(
         estimator, dataset, planned, budgets, batch_size=batch_size, seed=seed, hd95=hd95, corruptions=corruptions,
-        metrics=metrics,
+        metrics=metrics, rows=rows,
     )  # fmt: skip
-    board = Leaderboard(meta={**provenance(), "weights_sha256": {model: weights_sha256(estimator.network)}})
+    board = Leaderboard(
+        meta={**provenance(), "rows": rows, "weights_sha256": {model: weights_sha256(estimator.network)}}
+    )
     board.add(Entry("", dataset.name, model, "given", None, seed), result)
     return board
 
@@ -254,6 +259,14 @@ class _Run:
                 bar.update()
                 return trial.failed(found, target.estimator.intensity) if isinstance(found, str) else found
 
+            if target.economical:
+                made = self._attempted(target.worst_cell, target.worst_cases)
+                if isinstance(made, str):
+                    return target.without_attacks(made)
+            if target.economical:
+                made = self._attempted(target.worst_cell, target.worst_cases)
+                if isinstance(made, str):
+                    return target.without_attacks(made)
             return target.evaluation(outcome_of)
 
     def _attempted(self, cell: Cell, compute: Callable[[], T]) -> T | str:

@@ -21,7 +21,7 @@ ROW_KEY = [*MODEL_KEY, "attack", "threat", "region", "eps", "unit"]
 COST = ("seconds",)
 _WORDS = (
     "suite", "dataset", "task", "model", "training", "attack", "access", "surrogate", "threat", "region", "unit",
-    "keep", "metric", "empty_policy", "ci_unit", "success_rule", "flags", "error",
+    "keep", "metric", "empty_policy", "ci_unit", "success_rule", "reused", "flags", "error",
 )  # fmt: skip
 _NUMBERS = tuple(name for name in COLUMNS if name not in (*_WORDS, "targeted"))
 

@@ -19,11 +19,13 @@ import pandas as pd
 import torch
 
 import medadv
+from medadv.benchmarks.evaluate import NO_ATTACK
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
 from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
+_OFTEN_EMPTY = ("reused", "error")  # columns of words that may be empty in every row
 _VERSIONED = (
     "torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "scikit-learn", "torchattacks",
     "nilearn",
@@ -104,14 +106,16 @@ def read_run(folder: Path) -> Leaderboard:
     beside = (folder / f"{name}.csv" for name in ("bands", "diagnostics"))
     shares, findings = (read_table(path) if path.is_file() else pd.DataFrame() for path in beside)
     meta = json.loads((folder / _TABLES[3]).read_text(encoding="utf-8"))
+    if "n_attacked" not in frame:  # schema 2, which had every attack run on every case
+        frame["n_attacked"], frame["reused"] = frame.n_cases.where(frame.attack != NO_ATTACK, 0), ""
     return Leaderboard(frame=frame, cases=cases, endpoints=endpoints, bands=shares, meta=meta, diagnostics=findings)
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table of a run as it was written: units such as "1" are words, and what is empty is the only thing missing."""
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    table = pd.read_csv(path, dtype={"unit": str, "error": str}, **settings)
-    return table.assign(error=table["error"].fillna("")) if "error" in table else table
+    table = pd.read_csv(path, dtype={"unit": str, **dict.fromkeys(_OFTEN_EMPTY, str)}, **settings)
+    return table.assign(**{name: table[name].fillna("") for name in _OFTEN_EMPTY if name in table})
 
 
 def write_weights(network: torch.nn.Module, path: Path) -> None:

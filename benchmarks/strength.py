@@ -9,6 +9,7 @@ import pandas as pd
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.store import require_files
+from medadv.benchmarks.trust import is_own
 
 ENSEMBLE, TWICE = "robust", "robust-2x"
 TOLERANCE = 0.01
@@ -30,6 +31,8 @@ def strength_table(leaderboard: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFra
     Raises:
         ValueError: the run has no ``robust`` or nothing to compare it with.
     """
+    if not is_own(leaderboard[leaderboard.attack != WORST_CASE]).all():
+        raise ValueError("the run has rows: worst-case, where no attack stands alone; run it with rows: every.")
     beside = [ENSEMBLE, TWICE, WORST_CASE, NO_ATTACK, "noise"]
     others = cases[~cases.attack.isin(beside)]
     if not (cases.attack == ENSEMBLE).any() or others.empty:

@@ -305,6 +305,8 @@ class Suite(_Strict):
         diagnostics: checks of each model (``diagnostics.csv``): ``basic``, a few passes and a short attack on 4 to 8
             cases; ``full``, also short attacks with more steps, more starts, on scores and off the storage grid;
             ``none``. Checks that read the table alone always run.
+        rows: ``every`` attack on every case, or the ``worst-case`` for fewer passes, with endpoints left out
+            (:func:`~medadv.benchmarks.economy.worst_case_outcomes`).
     """
 
     name: str
@@ -317,11 +319,22 @@ class Suite(_Strict):
     hd95: bool = False
     bands: int | None = Field(None, ge=2)
     diagnostics: Literal["basic", "full", "none"] = "basic"
+    rows: Literal["every", "worst-case"] = "every"
     tasks: list[TaskSpec] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
         _check_differ("task", [task.name for task in self.tasks])
+        return self
+
+    @model_validator(mode="after")
+    def _rows_suffice(self) -> Suite:
+        defended = [task.name for task in self.tasks if task.defences]
+        if self.rows != "every" and defended:
+            raise ValueError(
+                f"rows: {self.rows} leaves cases alone, but the defences of task {defended[0]!r} are shown the images "
+                "of every case; use rows: every."
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from medadv.benchmarks.endpoints import ALL_CASES
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.survey_endpoints import CLASSES, COUNTS, MEASURES
+from medadv.benchmarks.trust import is_own
 from medadv.names import unknown_name
 from medadv.threats import THREATS
 from medadv.threats.base import Threat
@@ -37,7 +38,8 @@ def survey_rows(board: Leaderboard) -> pd.DataFrame:
         ``structures_invented``, and one number over all cases for ``macro_*``. ``n_counted`` is how many of ``n_cases``
         it is made of (a negative case has no mIoU).
     """
-    scores = board.frame.rename(columns={"adversarial": "value"})
+    alone = is_own(board.frame) | (board.frame.attack == WORST_CASE)  # scores of an attack are its own, or not told
+    scores = board.frame[alone].rename(columns={"adversarial": "value"})
     parts = (scores.attack, scores.threat, scores.eps, scores.unit, scores.eps_fraction)
     scores = scores.assign(
         n_counted=scores.n_cases - scores.n_unscored,

@@ -9,10 +9,12 @@ from typing import Any
 from medadv.attacks import recipe_of
 from medadv.benchmarks.corruptions import SEVERITIES, chosen
 from medadv.benchmarks.data.base import Dataset
+from medadv.benchmarks.economy import worst_case_outcomes
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.models import Estimator
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.intensities import Intensity
+from medadv.names import unknown_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Schedule:
         return [*self.own, *(trial for group in self.budgets for trial in group)]
 
     @property
+    def planned(self) -> list[Planned]:
+        """The attacks, each once."""
+        return [trial.planned for trial in [*self.own, *(self.budgets[0] if self.budgets else [])]]
+
+    @property
     def sizes(self) -> list[float | str]:
         """The budgets above 0, in the words of the suite."""
         return [group[0].eps for group in self.budgets if group[0].eps is not None]
@@ -140,6 +147,16 @@ def assembled(
     return Evaluation(evaluator.data, evaluator.cases, evaluator.estimator.segments, outcomes, [], failures)
 
 
+def with_worst_cases(
+    evaluator: Evaluator, plan: Schedule, found: Sequence[Outcome],
+    outcome_of: Callable[[Trial | Corruption], Outcome | Failure],
+) -> Evaluation:  # fmt: skip
+    """What :func:`~medadv.benchmarks.economy.worst_case_outcomes` found, after the clean images; and corruptions."""
+    result = assembled(evaluator, Schedule([], [], plan.corruptions), outcome_of)
+    result.outcomes[1:1] = found
+    return result
+
+
 def _flagged(worst: Sequence[Outcome], missing: Sequence[str]) -> list[Outcome]:
     """Worst cases over attacks of which some have failed are worst cases no more, and say so."""
     lost = tuple(f"without-failed={name}" for name in missing)
@@ -155,6 +172,7 @@ def evaluate_estimator(
     corruptions: str | Sequence[str] = (),
     keep_images: bool = False,
     diagnostics: str = "basic",
+    rows: str = "every",
     **options: Any,
 ) -> Evaluation:
     """All attacks at all budgets, and per budget, threat set and region the worst case.
@@ -169,6 +187,8 @@ def evaluate_estimator(
             1 to 5 beside the attacks.
         keep_images: keep the adversarial images of every worst case.
         diagnostics: checks of the model: ``"basic"``, ``"full"`` or ``"none"``.
+        rows: ``"every"``: every attack runs on every case; ``"worst-case"``: only the worst cases are complete, for
+            fewer passes, see :func:`~medadv.benchmarks.economy.worst_case_outcomes`.
         options: of :class:`~medadv.benchmarks.evaluate.Evaluator`.
     """
     evaluator = Evaluator(estimator, data, **options)
@@ -179,6 +199,12 @@ def evaluate_estimator(
         return evaluator.attack(trial.planned, trial.eps, keep_images=keep_images)
 
     plan = schedule(attacks, budgets, estimator.intensity, corruptions)
-    result = assembled(evaluator, plan, outcome_of)
+    if rows == "every":
+        result = assembled(evaluator, plan, outcome_of)
+    elif rows == "worst-case":
+        found = worst_case_outcomes(evaluator, plan.planned, plan.sizes, keep_images=keep_images)
+        result = with_worst_cases(evaluator, plan, found, outcome_of)
+    else:
+        raise unknown_name("choice of rows", rows, ("every", "worst-case"))
     result.findings = evaluator.findings(diagnostics, plan.sizes)
     return result

@@ -29,8 +29,10 @@ def findings_of(frame: pd.DataFrame, model_findings: Sequence[Finding]) -> pd.Da
     """
     parts = [_scoped(model_findings)]
     clean = frame[frame.attack == NO_ATTACK]
-    # what is meant to be worse and is not tells of the attack; noise and corruptions are no attacks
-    attacks = frame[~frame.attack.isin([NO_ATTACK, "noise"]) & ~frame.threat.str.startswith(PREFIX)]
+    # what is meant to be worse and is not tells of the attack; noise and corruptions are no attacks, and what was
+    # carried from smaller budgets or earlier attacks can't be better
+    searched = ~frame.attack.isin([NO_ATTACK, "noise"]) & ~frame.threat.str.startswith(PREFIX)
+    attacks = frame[searched & is_own(frame)]
     for (attack, threat, region), rows in attacks.groupby(["attack", "threat", "region"], sort=False):
         curve = pd.concat([clean, rows])
         found = monotone(curve.eps.to_list(), curve.adversarial.to_list())
@@ -42,6 +44,19 @@ def findings_of(frame: pd.DataFrame, model_findings: Sequence[Finding]) -> pd.Da
     table = pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else parts[0]
     key = {name: frame[name].iloc[0] for name in MODEL}
     return table.assign(**key)[[*key, *table.columns]]
+
+
+def is_own(frame: pd.DataFrame) -> pd.Series:
+    """Which rows of a leaderboard say what their attack alone did to every case, ``bool`` per row.
+
+    Others, of suites with ``rows: worst-case``, hold the score after their attack, all before it and smaller budgets.
+
+    Example:
+        >>> is_own(pd.DataFrame({"reused": ["", "replayed", "shared=square", "carried=2;earlier=1"]})).tolist()
+        [True, True, True, False]
+    """
+    reused = frame.get("reused", pd.Series("", frame.index))
+    return ~reused.fillna("").astype(str).str.contains("carried|earlier")
 
 
 def _scoped(findings: Iterable[Finding], **scope: Any) -> pd.DataFrame:

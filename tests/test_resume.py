@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_leaderboard import discs_by_name, segmentation, tiny_suite  # noqa: F401
 
-from medadv.benchmarks import cell_store, crafting, run, run_suite, trainings
+from medadv.benchmarks import cell_store, crafting, economy, run, run_suite, trainings
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.suites import Suite
@@ -203,6 +203,22 @@ def test_results_of_other_versions_are_taken_only_when_asked_for_and_flagged(fin
     assert attacked["flags"].str.contains("stale").all()
     board, *counts = again()
     assert counts == [1, 2] and not board.frame["flags"].str.contains("stale").any()
+
+
+def test_worst_cases_alone_are_one_cell_of_each_network(discs_by_name, tmp_path):  # noqa: F811
+    suite = tiny_suite(trainings={"natural": {"epochs": 1}}).model_copy(update={"rows": "worst-case"})
+    first = run_suite(suite, out=tmp_path)
+    assert "worst-case" in set(first.frame.attack) and first.failures.empty
+    with pytest.MonkeyPatch.context() as patch:
+        crafted = break_at(patch, economy, "craft", -1)
+        again = run_suite(suite, out=tmp_path)
+    assert not crafted
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+    assert (tmp_path / "report.html").read_text().count("data:image/png") >= 2, "curves and the worst case"
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, economy, "craft", 1, RuntimeError("out of memory"))
+        failed = run_suite(suite.model_copy(update={"seed": 3}), out=tmp_path).failures
+    assert failed.attack.tolist() == ["worst-case"] and failed.error.tolist() == ["RuntimeError: out of memory"]
 
 
 def test_a_damaged_cell_is_told_set_aside_and_computed_again(finished, capsys):

@@ -55,6 +55,18 @@ class Batch:
         return Batch(self.x[rows], self.target[rows], self.valid[rows], mask, [self.ids[i] for i in rows.tolist()])
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All cases as one batch."""
+    masks = [batch.mask for batch in batches if batch.mask is not None]
+    return Batch(
+        torch.cat([batch.x for batch in batches]),
+        torch.cat([batch.target for batch in batches]),
+        torch.cat([batch.valid for batch in batches]),
+        torch.cat(masks) if masks else None,
+        [case for batch in batches for case in batch.ids],
+    )
+
+
 @dataclass
 class Solution:
     """What an attack found for a batch.

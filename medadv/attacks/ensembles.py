@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from medadv.attacks.base import Batch, CatalogueAttack, Solution
+from medadv.attacks.base import Batch, CatalogueAttack, Solution, joined
 from medadv.attacks.recipes import Recipe
 from medadv.decisions import Multiclass
 from medadv.objectives import Margin, Objective, SoftDice
@@ -39,7 +41,8 @@ class EnsembleAttack(CatalogueAttack):
     """Several attacks in turn; each case keeps the image with the worst hard score, ties by a common loss.
 
     The clean image is the first candidate. A case is dropped only at the floor of the hard score (a wrong diagnosis,
-    Dice 0, all labels wrong): later attacks see the others alone. All members share seed, budget and pass counts.
+    Dice 0, all labels wrong): later attacks see the others alone, in full batches. All members share seed, budget and
+    pass counts.
 
     Args:
         plan: the members for this attack, in the order they run.
@@ -104,10 +107,13 @@ class EnsembleAttack(CatalogueAttack):
         queries = torch.ones(len(batch), dtype=torch.int64)
         inside = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
         undirected = torch.zeros_like(inside)
-        for member, attack in self._members:
-            rows = (best.badness < self._ranking.floor).nonzero()[:, 0]
+        shown = self.verbose and sys.stderr.isatty()
+        for member, attack in tqdm(self._members, desc=self.name, disable=not shown):
+            left = (best.badness < self._ranking.floor).nonzero()[:, 0]
             before, began = self.victim.passes.copy(), time.perf_counter()
-            if len(rows):
+            for rows in left.split(self.batch_size):
+                if not len(rows):
+                    continue
                 part = batch.subset(rows.cpu())
                 found = attack._solve(part)
                 best.update(self._judged(found.x, part), rows)
@@ -116,13 +122,26 @@ class EnsembleAttack(CatalogueAttack):
                     inside[rows] &= found.inside
                 if found.undirected is not None:
                     undirected[rows] |= found.undirected
-            self._note(member, len(rows), best, self.victim.passes - before, time.perf_counter() - began, scored)
+            self._note(member, len(left), best, self.victim.passes - before, time.perf_counter() - began, scored)
         return Solution(best.x, inside, undirected, queries)
 
+    def _solve_all(self, batches: Sequence[Batch]) -> Iterable[Solution]:
+        # all cases are one batch here, so that those that are left fill the batches of the next member
+        whole = self._solve(batches[0] if len(batches) == 1 else joined(batches))
+        assert whole.inside is not None and whole.undirected is not None and whole.queries is not None
+        start = 0
+        for batch in batches:
+            rows = slice(start, start + len(batch))
+            yield Solution(whole.x[rows], whole.inside[rows], whole.undirected[rows], whole.queries[rows])
+            start += len(batch)
+
     def _judged(self, x: Tensor, batch: Batch) -> Best:
-        logits = self.victim.logits(x)
-        badness = self._ranking.badness(logits, batch.target, batch.valid)
-        return Best(x.clone(), badness, self._ranking(logits, batch.target, valid=batch.valid))
+        badness, loss = [], []
+        for rows in torch.arange(len(x)).split(self.batch_size):
+            logits, target, valid = self.victim.logits(x[rows]), batch.target[rows], batch.valid[rows]
+            badness.append(self._ranking.badness(logits, target, valid))
+            loss.append(self._ranking(logits, target, valid=valid))
+        return Best(x.clone(), torch.cat(badness), torch.cat(loss))
 
     def _note(self, member: Member, cases: int, best: Best, passes: Passes, seconds: float, scored: Tensor) -> None:
         at_floor = int((best.badness >= self._ranking.floor).sum())

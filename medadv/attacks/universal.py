@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from medadv.attacks.base import Batch, CatalogueAttack, Solution
+from medadv.attacks.base import Batch, CatalogueAttack, Solution, joined
 from medadv.attacks.recipes import LINF_L2, Recipe
 from medadv.decisions import as_plain_tensor
 from medadv.intensities import Budget
@@ -136,7 +136,7 @@ class UniversalAttack(CatalogueAttack):
         return next(iter(self._solve_all([batch])))
 
     def _solve_all(self, batches: Sequence[Batch]) -> Iterable[Solution]:
-        whole = _joined(batches)
+        whole = joined(batches)
         lost = torch.zeros(len(whole), dtype=torch.bool)
         delta = torch.zeros_like(whole.x[:1])
         ball = self._free_ball(whole)
@@ -191,18 +191,6 @@ class UniversalAttack(CatalogueAttack):
             loss.append(monitor(output, batch.target, valid=batch.valid).to(torch.float64))
             badness.append(self._objective.badness(output, batch.target, batch.valid).to(torch.float64))
         return float(torch.cat(badness).mean()) if self.keep == "score" else 0.0, float(torch.cat(loss).mean())
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    """All cases as one batch."""
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    return Batch(
-        torch.cat([batch.x for batch in batches]),
-        torch.cat([batch.target for batch in batches]),
-        torch.cat([batch.valid for batch in batches]),
-        torch.cat(masks) if masks else None,
-        [case for batch in batches for case in batch.ids],
-    )
 
 
 ROWS = (
