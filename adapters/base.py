@@ -10,6 +10,7 @@ import torch
 from art.estimators.pytorch import PyTorchEstimator
 from torch import Tensor, nn
 
+from medadv.adapters.acceleration import NONE, Acceleration, SearchNetwork, acceleration_of
 from medadv.adapters.precision import DeployedVictim, search_dtype
 from medadv.decisions import Decision, Multilabel, as_plain_tensor
 from medadv.intensities import Intensity
@@ -30,13 +31,16 @@ class MonaiEstimator(PyTorchEstimator):
         decision: how logits become a diagnosis.
         intensity: range and unit of the images.
         segments: True if there is one diagnosis per voxel.
-        search_precision: what attacks compute gradients in; None: the network's own.
+        acceleration: the form of the network that attacks compute gradients in, by a name of
+            :data:`~medadv.adapters.acceleration.ACCELERATIONS` or as one of its values; what scores images and chooses
+            the one that is returned is always the network itself. May be set; see
+            :func:`~medadv.adapters.calibration.calibrate`.
     """
 
     decision: Decision
     intensity: Intensity
     segments: bool
-    search_precision: str | None
+    _search: SearchNetwork | None
     loss_objective: Objective
     _optimizer: torch.optim.Optimizer | None
     _range_tolerance = _RANGE_TOLERANCE
@@ -53,9 +57,20 @@ class MonaiEstimator(PyTorchEstimator):
 
     def victim(self) -> ModuleVictim:
         """The model as medadv's attacks see it, with a pass counter of its own."""
-        return DeployedVictim(
-            self.model, self.decision, self.intensity, segments=self.segments, precision=self._search_dtype
-        )
+        return DeployedVictim(self.model, self.decision, self.intensity, segments=self.segments, search=self._search)
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """The form of the network that attacks compute gradients in."""
+        return NONE if self._search is None else self._search.how
+
+    @acceleration.setter
+    def acceleration(self, how: Acceleration | str | None) -> None:
+        chosen = how if isinstance(how, Acceleration) else acceleration_of(how)
+        if chosen.dtype is not None:
+            search_dtype("bfloat16", self.network)
+        if chosen != self.acceleration:
+            self._search = None if chosen == NONE else SearchNetwork(self.network, chosen)
 
     def check_image_shape(self, shape: tuple[int, ...]) -> None:
         """Refuses images of another rank or number of channels than ``input_shape``."""
@@ -104,7 +119,7 @@ class MonaiEstimator(PyTorchEstimator):
             Array or tensor like ``x``.
         """
         images = self._images(x)
-        target, valid = self._reference(images, y)
+        target, valid = self.referred(images, y)
         victim = self.victim()
         with left_as_found(self.model):
             self.model.train(training_mode)
@@ -114,7 +129,7 @@ class MonaiEstimator(PyTorchEstimator):
     def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
         """The loss of each case ``(N,)``, or its ``"mean"`` or ``"sum"``."""
         images = self._images(x)
-        target, valid = self._reference(images, y)
+        target, valid = self.referred(images, y)
         with left_as_found(self.model):
             self.model.eval()
             values = self.loss_objective(self.victim().logits(images), target, valid=valid)
@@ -210,7 +225,8 @@ class MonaiEstimator(PyTorchEstimator):
         self.check_images(images)
         return images.to(self._device, next(self.model.parameters()).dtype)
 
-    def _reference(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
+    def referred(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
+        """Canonical reference of some images and where it counts, from any usual form of it."""
         spatial = tuple(images.shape[2:]) if self.segments else ()
         values = as_plain_tensor(y)
         if isinstance(self.decision, Multilabel) and values.is_floating_point():
@@ -238,7 +254,8 @@ class MonaiEstimator(PyTorchEstimator):
         self.decision = decision
         self.intensity = intensity
         self.segments = segments
-        self.search_precision, self._search_dtype = search_precision, search_dtype(search_precision, self.network)
+        self._search = None
+        self.acceleration = Acceleration(dtype=search_dtype(search_precision, self.network))
         self.loss_objective = make_objective(default if loss is None else loss, decision, targeted=False)
 
 

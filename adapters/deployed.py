@@ -62,8 +62,8 @@ class DeployedModel(nn.Module):
         self.blend: Callable[[Tensor, Predictor], Tensor] | None = None
         # what is told of each batch of windows that the inferer runs: images and predictor -> predictor
         self.watch: Callable[[Tensor, Predictor], Predictor] | None = None
-        # the type that the network computes in where its logits are no verdict, see medadv.adapters.precision
-        self.autocast: torch.dtype | None = None
+        # what runs in the network's place where its logits are no verdict, see medadv.adapters.acceleration
+        self.search: Callable[[Tensor], Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._inferred(self._transformed(x))
@@ -90,11 +90,9 @@ class DeployedModel(nn.Module):
 
     def _logits(self, z: Tensor) -> Tensor:
         spatial = tuple(z.shape[2:]) if self.segments else ()
-        if self.autocast is None:
+        if self.search is None:
             return logits_of(self.network(z), self.channels, spatial, self.head)
-        with torch.autocast(z.device.type, self.autocast):
-            output = self.network(z)
-        return logits_of(output, self.channels, spatial, self.head).to(z.dtype)
+        return logits_of(self.search(z), self.channels, spatial, self.head).to(z.dtype)
 
 
 def _detaches_statistics(transform: Any) -> bool:

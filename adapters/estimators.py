@@ -362,7 +362,7 @@ class MonaiSegmenter(SegmenterMixin, DenseEstimator):
             return super().victim()
         return WindowedVictim(
             self.model, self.decision, self.intensity, segments=True, memory=self.window_memory,
-            precision=self._search_dtype,
+            search=self._search,
         )  # fmt: skip
 
     def as_classifier(

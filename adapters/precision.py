@@ -1,13 +1,15 @@
-"""Deployed models as victims: gradients in half precision where asked for, logits always as the model is deployed."""
+"""Deployed models as victims: gradients in a faster form where asked for, logits always as the model is deployed."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from medadv.adapters.acceleration import SearchNetwork
 from medadv.adapters.deployed import deployed_in
 from medadv.decisions import Decision
 from medadv.intensities import Intensity
@@ -51,16 +53,16 @@ def search_dtype(precision: str | None, network: nn.Module) -> torch.dtype | Non
 
 
 class DeployedVictim(ModuleVictim):
-    """A deployed model as the attacker sees it, whose gradients may be computed in half precision.
+    """A deployed model as the attacker sees it, whose gradients may come from a faster form of its network.
 
-    In half precision the network alone runs under ``torch.autocast``; input transform, blending of windows and loss
-    stay in float32. :meth:`logits`, and with them every score and the choice of the image that an attack returns, are
-    always those of the deployed model (:class:`~medadv.problem.Problem`).
+    The network alone is replaced, by half precision or a copy (:mod:`~medadv.adapters.acceleration`); input transform,
+    blending of windows and loss stay as they are. :meth:`logits`, and with them every score and the choice of the image
+    that an attack returns, are always those of the deployed model (:class:`~medadv.problem.Problem`).
 
     Args:
         module: the deployed model, or a view of it.
         decision, intensity, segments: as for :class:`~medadv.victims.ModuleVictim`.
-        precision: type the network computes gradients in; None: its own.
+        search: what computes gradients in the network's place; None: the network.
 
     Attributes:
         approximate: True if what :meth:`differentiate` returns is no verdict of the deployed model.
@@ -68,41 +70,46 @@ class DeployedVictim(ModuleVictim):
     Example:
         >>> import torch
         >>> from medadv import Intensity, Multiclass
+        >>> from medadv.adapters.acceleration import ACCELERATIONS
         >>> from medadv.adapters.deployed import DeployedModel
-        >>> model = DeployedModel(torch.nn.Conv2d(1, 2, 3, padding=1), channels=2, segments=True)
-        >>> victim = DeployedVictim(model, Multiclass(2), Intensity(0, 1), segments=True, precision=torch.bfloat16)
+        >>> net = torch.nn.Conv2d(1, 2, 3, padding=1)
+        >>> model = DeployedModel(net, channels=2, segments=True)
+        >>> search = SearchNetwork(net, ACCELERATIONS["bfloat16"])
+        >>> victim = DeployedVictim(model, Multiclass(2), Intensity(0, 1), segments=True, search=search)
         >>> output, _, grad = victim.differentiate(torch.rand(1, 1, 8, 8), lambda z: z[:, 1].flatten(1).sum(1))
         >>> output.dtype, grad.dtype, victim.approximate
         (torch.float32, torch.float32, True)
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        decision: Decision,
-        intensity: Intensity,
-        *,
-        segments: bool,
-        precision: torch.dtype | None = None,
-    ) -> None:
+        self, module: nn.Module, decision: Decision, intensity: Intensity, *, segments: bool,
+        search: SearchNetwork | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(module, decision, intensity, segments=segments)
-        self.precision = precision
+        self.search = search
 
     @property
     def approximate(self) -> bool:
         """True if what :meth:`differentiate` returns is no verdict of the deployed model."""
-        return self.precision is not None
+        return self.search is not None
+
+    @property
+    def exact(self) -> DeployedVictim:
+        """The same, differentiated as it is deployed; passes are counted together."""
+        twin = copy.copy(self)
+        twin.search = None
+        return twin
 
     def differentiate(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        with _computing_in(self.precision, self.module):
+        with _searching(self.search, self.module):
             return super().differentiate(x, loss)
 
 
 @contextmanager
-def _computing_in(precision: torch.dtype | None, module: nn.Module) -> Iterator[None]:
+def _searching(search: SearchNetwork | None, module: nn.Module) -> Iterator[None]:
     deployed = deployed_in(module)
-    before, deployed.autocast = deployed.autocast, precision
+    before, deployed.search = deployed.search, search
     try:
         yield
     finally:
-        deployed.autocast = before
+        deployed.search = before

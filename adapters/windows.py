@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medadv.adapters.acceleration import SearchNetwork
 from medadv.adapters.deployed import Predictor, deployed_in
 from medadv.adapters.precision import DeployedVictim
 from medadv.adapters.window_geometry import Windows
@@ -158,7 +159,7 @@ class WindowedVictim(DeployedVictim):
 
     Args:
         module: the deployed model, or a view of it.
-        decision, intensity, segments, precision: as for :class:`~medadv.adapters.precision.DeployedVictim`.
+        decision, intensity, segments, search: as for :class:`~medadv.adapters.precision.DeployedVictim`.
         memory: bytes of activations that may be kept.
 
     Attributes:
@@ -190,9 +191,9 @@ class WindowedVictim(DeployedVictim):
         *,
         segments: bool,
         memory: int = WINDOW_MEMORY,
-        precision: torch.dtype | None = None,
+        search: SearchNetwork | None = None,
     ) -> None:
-        super().__init__(module, decision, intensity, segments=segments, precision=precision)
+        super().__init__(module, decision, intensity, segments=segments, search=search)
         self.memory = memory
         self.on_windows: OnWindows | None = None
 

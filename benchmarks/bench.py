@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from medadv.adapters.calibration import calibrate
 from medadv.benchmarks import crafting
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.cell_store import Cell, CellStore
@@ -23,13 +26,15 @@ from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks
 from medadv.benchmarks.economy import worst_case_outcomes
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.kept_images import Kept
-from medadv.benchmarks.models import Estimator, build_estimator
+from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.replays import planned_attacks
-from medadv.benchmarks.suites import Suite, TaskSpec
+from medadv.benchmarks.suites import AUTO, Suite, TaskSpec
 from medadv.benchmarks.trainings import Network, Networks, Trained
 from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule, with_worst_cases
+from medadv.diagnostics import Finding
 
+_CALIBRATED = 8  # cases at most that an acceleration is chosen by
 _FACTS = (
     "access", "threat", "targeted", "settings", "eps", "unit", "fraction", "queries", "passes", "region", "seconds",
 )  # fmt: skip
@@ -136,6 +141,23 @@ class TargetBench:
         self.label = bench.networks(seed).label(name)
         self.network: Network = bench.networks(seed)[name]
         self.estimator = self.network.estimator
+        self.calibration: pd.DataFrame | None = None
+        self.estimator.acceleration = self._acceleration()
+
+    def _acceleration(self) -> str:
+        """The form in which gradients are computed, calibrated once; it belongs to every cell of an attack."""
+        wanted = self.bench.suite.acceleration
+        if wanted != AUTO:
+            return wanted
+        cases = self.bench.cases.take(min(self.bench.task.batch_size, _CALIBRATED))
+
+        def found() -> pd.DataFrame:
+            made = calibrate(self.estimator, cases.x, reference_of(self.estimator, cases.y))
+            return made.table.assign(chosen=made.table.acceleration == made.chosen.name)
+
+        table: pd.DataFrame = self.bench.store.result(self._cell("calibration", "calibration", {}), found)
+        self.calibration = table
+        return str(table.acceleration[table.chosen].iloc[0])
 
     @cached_property
     def planned(self) -> list[Planned]:
@@ -182,6 +204,7 @@ class TargetBench:
         return self._cell(kind, trial.label, {
             "attack": planned.name, "options": {**planned.options, **planned.per_budget.get(str(trial.eps), {})},
             "eps": trial.eps, "region": planned.region, "wanted": planned.wanted, **source,
+            "acceleration": self.estimator.acceleration.name,
         })  # fmt: skip
 
     def _source(self, surrogate: Surrogate) -> dict[str, Any]:
@@ -284,7 +307,12 @@ class TargetBench:
     def _with_findings(self, result: Evaluation) -> Evaluation:
         level, sizes = self.bench.suite.diagnostics, self.schedule.sizes
         cell = self._cell("findings", "findings", {"level": level, "budgets": sizes})
-        result.findings = self.bench.store.result(cell, lambda: self.evaluator.findings(level, sizes))
+
+        def found() -> list[Finding]:
+            with computing_exactly(self.estimator):
+                return self.evaluator.findings(level, sizes)
+
+        result.findings = self.bench.store.result(cell, found)
         return result
 
     @cached_property
@@ -346,5 +374,20 @@ class StoredMemory(Memory):
             "wanted": order.wanted, "threads": torch.get_num_threads(),
         }  # fmt: skip
         cell = Cell("replayed", f"{order.name} on {surrogate.name}", settings)
-        made: Crafted = self.bench.store.result(cell, lambda: crafting.craft(surrogate.estimator, order, seen))
-        return made
+
+        def made() -> Crafted:
+            with computing_exactly(surrogate.estimator):
+                return crafting.craft(surrogate.estimator, order, seen)
+
+        found: Crafted = self.bench.store.result(cell, made)
+        return found
+
+
+@contextmanager
+def computing_exactly(estimator: Estimator) -> Iterator[None]:
+    """Runs the block with gradients of the network itself, whatever its attacks are accelerated by."""
+    before, estimator.acceleration = estimator.acceleration, "none"
+    try:
+        yield
+    finally:
+        estimator.acceleration = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -233,6 +234,9 @@ class _Run:
             self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"training failed: {known}")])
             return
         self._describe(networks, name)
+        if target.calibration is not None:
+            told = self.board.meta.setdefault("acceleration", {})
+            told[target.label] = json.loads(target.calibration.to_json(orient="records"))
         result = self._evaluated(target)
         self.board.add(entry, result)
         if attacked(result):

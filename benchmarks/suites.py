@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
+from medadv.adapters.acceleration import acceleration_of
 from medadv.attacks import recipe_of
 from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.benchmarks.corruptions import chosen
@@ -95,6 +96,7 @@ class TrainingSpec(_Strict):
 
 
 ALL = "all"
+AUTO = "auto"
 CHECKPOINT = "checkpoint"
 
 
@@ -307,6 +309,9 @@ class Suite(_Strict):
             ``none``. Checks that read the table alone always run.
         rows: ``every`` attack on every case, or the ``worst-case`` for fewer passes, with endpoints left out
             (:func:`~medadv.benchmarks.economy.worst_case_outcomes`).
+        acceleration: form of each network that attacks compute gradients in, by a name of
+            :data:`~medadv.adapters.acceleration.ACCELERATIONS`, or ``auto``: what
+            :func:`~medadv.adapters.calibration.calibrate` chooses. The network itself judges in any case.
     """
 
     name: str
@@ -320,12 +325,20 @@ class Suite(_Strict):
     bands: int | None = Field(None, ge=2)
     diagnostics: Literal["basic", "full", "none"] = "basic"
     rows: Literal["every", "worst-case"] = "every"
+    acceleration: str = "none"
     tasks: list[TaskSpec] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
         _check_differ("task", [task.name for task in self.tasks])
         return self
+
+    @field_validator("acceleration")
+    @classmethod
+    def _known_acceleration(cls, name: str) -> str:
+        if name != AUTO:
+            acceleration_of(name)
+        return name
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Suite:

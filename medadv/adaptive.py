@@ -8,6 +8,7 @@ images are then evaluated on the deployed model itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import random
@@ -64,6 +65,13 @@ class WrappedVictim:
     def approximate(self) -> bool:
         """True if outputs that come with a gradient are no verdict."""
         return getattr(self.inner, "approximate", False)
+
+    @property
+    def exact(self) -> Any:
+        """The same around the inner victim as it is deployed."""
+        twin = copy.copy(self)
+        twin.inner = getattr(self.inner, "exact", self.inner)
+        return twin
 
     @property
     def device(self) -> torch.device:

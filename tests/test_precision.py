@@ -63,7 +63,7 @@ def test_gradients_are_of_the_half_precision_network_and_logits_are_not():
         assert other.dtype == torch.float32
         assert 0 < float((one - other).norm() / one.norm()) < 0.03  # bfloat16 keeps 8 bits
     assert torch.equal(half.victim().logits(x), exact.victim().logits(x))
-    assert half.model.autocast is None
+    assert half.model.search is None
 
 
 @pytest.mark.parametrize("make", [lambda e: e, lambda e: eot(e, n=2)], ids=["plain", "wrapped"])
@@ -178,6 +178,10 @@ def test_what_makes_no_sense_is_refused(precision, network, message):
         MonaiSegmenter(network, (1, SIDE, SIDE), decision=Multiclass(2), search_precision=precision)
 
 
-def test_attacks_that_end_at_the_boundary_refuse_half_precision():
-    with pytest.raises(ValueError, match="dag ends at the boundary.*leave search_precision out"):
-        create("dag", segmenter())
+def test_attacks_that_end_at_the_boundary_search_in_full_precision():
+    x = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).numpy()
+    y = (x[:, 0] > 0.5).astype(int)
+    half, exact = segmenter(), segmenter(None)
+    found = [create("dag", one, max_iter=4).generate(x, y) for one in (half, exact)]
+    np.testing.assert_array_equal(*found)
+    assert set(half.network.seen) == {torch.float32}

@@ -278,7 +278,7 @@ def test_an_attack_stopped_from_its_progress_leaves_the_model_as_found():
     with pytest.raises(KeyboardInterrupt):
         attack.generate(x.float().numpy(), y)
     model = estimator.model
-    assert model.blend is None and model.watch is None and model.autocast is None and model.training
+    assert model.blend is None and model.watch is None and model.search is None and model.training
 
 
 @pytest.mark.parametrize("memory", [0, ALL_KEPT])

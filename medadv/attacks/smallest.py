@@ -45,10 +45,8 @@ class MinimumNormAttack(CatalogueAttack):
                 f"keep={self.keep!r} is not for {self.name}, which keeps the smallest adversarial image; leave it out."
             )
         if getattr(self.victim, "approximate", False):
-            raise ValueError(
-                f"{self.name} ends at the boundary of the diagnosis, which this model's gradients in lower precision "
-                "would misplace; leave search_precision out."
-            )
+            # it ends at the boundary of the diagnosis, which gradients in lower precision would misplace
+            self.victim = self.victim.exact  # type: ignore[attr-defined]
         if hasattr(self, "threshold"):
             number("threshold", self.threshold, above=0, most=1)
 
