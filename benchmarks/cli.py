@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--windows", action="store_true", help="time gradients through sliding windows, and their memory, instead"
     )
+    instead.add_argument(
+        "--reuse", action="store_true", help="count passes of worst cases alone, and time accelerated searches, instead"
+    )
     instead.add_argument("--scheduling", action="store_true", help="time cells on Dask workers instead")
     cli_results.add_commands(commands)
     return top
@@ -194,6 +197,8 @@ def _check(names: list[str] | None, out: Path) -> int:
 
 def _cost(given: argparse.Namespace) -> int:
     from medadv.benchmarks.cost import cost_table
+    from medadv.benchmarks.cost_acceleration import acceleration_costs
+    from medadv.benchmarks.cost_reuse import reuse_costs
     from medadv.benchmarks.cost_scheduling import scheduling_costs
     from medadv.benchmarks.cost_table import attack_costs
     from medadv.benchmarks.cost_training import training_costs
@@ -201,7 +206,10 @@ def _cost(given: argparse.Namespace) -> int:
 
     if given.pairs is not None and given.pairs < 2:
         raise ValueError(f"--pairs {given.pairs} says nothing about time; give at least 2.")
-    if given.scheduling:
+    if given.reuse:
+        table = acceleration_costs()
+        _print(reuse_costs())
+    elif given.scheduling:
         table = scheduling_costs()
     elif given.windows:
         table = window_costs(runs=given.pairs or 3)
@@ -211,9 +219,13 @@ def _cost(given: argparse.Namespace) -> int:
         table = attack_costs([recipe_of(name).name for name in given.attacks] or None, given.pairs or 5)
     else:
         table = cost_table(given.pairs or 30)
+    _print(table)
+    return 0
+
+
+def _print(table: pd.DataFrame) -> None:
     with pd.option_context("display.width", 200, "display.max_columns", 50, "display.precision", 3):
         print(table.to_string(index=False))
-    return 0
 
 
 def _strength(given: argparse.Namespace) -> int:

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DenseNet121, SegResNet, UNet
+from test_leaderboard import segmentation, tiny_suite
 from torch import nn
 
 from medadv.adapters import MonaiClassifier, MonaiSegmenter, calibrate
 from medadv.adapters.acceleration import ACCELERATIONS, NONE, SearchNetwork, folded
 from medadv.adapters.deployed import deployed_in
 from medadv.attacks import create
+from medadv.benchmarks import data as datasets
+from medadv.benchmarks import run_suite
+from medadv.benchmarks.evaluate import Evaluator
+from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass
 
 
@@ -197,3 +202,28 @@ def test_classifiers_have_it_as_well():
     estimator.acceleration = "folded"
     x = np.random.default_rng(0).random((2, 1, 16, 16), dtype=np.float32)
     assert create("fgsm", estimator, eps=0.1).generate(x, np.array([0, 1])).shape == x.shape
+
+
+@pytest.mark.parametrize("wanted", ["auto", "folded+channels-last"])
+def test_a_suite_searches_in_a_form_that_belongs_to_its_cells(wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda name, **options: segmentation(2))
+    task = tiny_suite(trainings={"natural": {"epochs": 1}}).tasks[0].model_dump()
+    task["models"][0]["args"]["norm"] = "batch"
+    suite = Suite.model_validate({**tiny_suite().model_dump(), "tasks": [task], "acceleration": wanted})
+    board = run_suite(suite, out=tmp_path)
+    assert board.failures.empty
+    told = board.meta.get("acceleration", {})
+    if wanted == "auto":
+        (rows,) = told.values()
+        assert {row["acceleration"] for row in rows} == set(ACCELERATIONS) and sum(row["chosen"] for row in rows) == 1
+    else:
+        assert not told
+    crafted = []
+    monkeypatch.setattr(Evaluator, "craft", lambda *given: crafted.append(given))
+    again = run_suite(suite, out=tmp_path)
+    assert not crafted and again.meta.get("acceleration", {}) == told, "the choice is kept, not timed again"
+
+
+def test_an_acceleration_that_does_not_exist_is_refused_by_the_suite():
+    with pytest.raises(ValueError, match="acceleration 'fast' is unknown"):
+        Suite.model_validate({**tiny_suite().model_dump(), "acceleration": "fast"})

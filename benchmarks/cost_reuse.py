@@ -1,0 +1,149 @@
+"""What a suite saves that asks for worst cases alone: passes of the survey's protocol, with and without reuse."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from medadv.benchmarks import data as datasets
+from medadv.benchmarks.cost_training import Pass, watched
+from medadv.benchmarks.data.base import Dataset
+from medadv.benchmarks.evaluate import WORST_CASE
+from medadv.benchmarks.models import Estimator, build_estimator, reference_of
+from medadv.benchmarks.outcomes import Outcome, Planned
+from medadv.benchmarks.suites import ModelSpec, TrainingSpec, load_suite
+from medadv.benchmarks.trials import evaluate_estimator
+from medadv.training import train
+
+SURVEY = "survey-classification"
+DATA = "embedded-lesion-class-2d"
+BUDGETS = ("1/255", "2/255", "4/255", "8/255")
+# the least factor that a worst case has to save, by training
+BARS = {"natural": 4.0, "pgd-at": 1.5}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the protocol may take: cases, epochs, and the queries of attacks on scores (None: as in the suite)."""
+
+    cases: int = 24
+    epochs: int = 15
+    queries: int | None = None
+
+
+def survey_attacks(queries: int | None = None) -> list[Planned]:
+    """The six attacks of the survey on the model itself: FGSM, PGD, CW, AutoAttack, Square, SimBA.
+
+    Args:
+        queries: of Square and SimBA; None: as in the suite.
+
+    Example:
+        >>> [attack.label for attack in survey_attacks()]
+        ['fgsm', 'pgd-20', 'cw-30', 'autoattack', 'square-5000', 'simba-dct-5000']
+    """
+    found = []
+    for spec in load_suite(SURVEY).tasks[0].attacks:
+        # noise and the ensemble "robust" stand beside the survey's; other rows replay these
+        if spec.surrogate is None and spec.name not in ("noise", "robust"):
+            fewer = {"max_iter": queries} if queries and spec.options.get("max_iter") == 5000 else {}
+            found.append(Planned(spec.name, {**spec.options, **fewer}, spec.title or "", spec.per_budget))
+    return found
+
+
+def trained_models(data: Dataset, epochs: int) -> dict[str, Estimator]:
+    """A small ResNet after natural training, and after PGD-AT from there."""
+    shape = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [8, 16, 32, 64], "conv1_t_size": 3}
+    spec = ModelSpec(name="resnet", network="ResNet", args={**shape, "conv1_t_stride": 2})
+    recipes = {
+        "natural": TrainingSpec().built(),
+        "pgd-at": TrainingSpec(recipe="pgd-at", options={"eps": "4/255", "steps": 3, "eps_step": "2/255"}).built(),
+    }
+    models: dict[str, Estimator] = {}
+    for name, recipe in recipes.items():
+        models[name] = estimator = build_estimator(spec, data, device="cpu")
+        if name != "natural":
+            estimator.network.load_state_dict(models["natural"].network.state_dict())
+        y = reference_of(estimator, data.train.y)
+        train(
+            estimator, torch.from_numpy(data.train.x), y, recipe=recipe, seed=0, epochs=epochs,
+            batch_size=16, learning_rate=3e-3, schedule="one-cycle", flip_axis=1,
+        )  # fmt: skip
+    return models
+
+
+def reuse_costs(effort: Effort = Effort(), progress: bool = True) -> pd.DataFrame:
+    """The survey's six attacks at its four budgets, each on every case, and for the worst cases alone.
+
+    Args:
+        effort: how long it may take.
+        progress: a bar on a terminal.
+
+    Returns:
+        A row per model and budget: the mean worst-case score both ways, how many cases score ``higher`` where passes
+        are saved (the bar: none), the attacks' forward and backward passes of a batch both ways, and ``saved``, their
+        ratio. The row ``all`` holds every pass that the network ran, scoring included, with the ``bar`` of its ratio;
+        ``saved_per_case`` counts a pass of a batch as many times as it has cases.
+    """
+    data = datasets.load(DATA)
+    attacks = survey_attacks(effort.queries)
+    rows = []
+    models = trained_models(data, effort.epochs)
+    with tqdm(total=len(models) * 2, disable=not (progress and sys.stderr.isatty())) as bar:
+        for training, estimator in models.items():
+            ways = []
+            for way in ("every", "worst-case"):
+                ways.append(_run(estimator, data, attacks, way, effort))
+                bar.update()
+            rows += _compared(training, *ways)
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The worst cases of a model, found in one of both ways, and all passes that ran."""
+
+    worst: list[Outcome]
+    ran: int
+    ran_cases: int
+
+
+def _run(estimator: Estimator, data: Dataset, attacks: list[Planned], rows: str, effort: Effort) -> _Way:
+    seen: list[Pass | None] = []
+    with watched([estimator.network], seen):
+        result = evaluate_estimator(
+            estimator, data, attacks, BUDGETS, batch_size=effort.cases, test_cases=effort.cases, rows=rows,
+            diagnostics="none",
+        )  # fmt: skip
+    # a pass there and back counts twice
+    counted = [(1 + one.image_grad, one.cases) for one in seen if one is not None]
+    return _Way(
+        [outcome for outcome in result.outcomes if outcome.attack == WORST_CASE],
+        sum(times for times, _ in counted),
+        sum(times * cases for times, cases in counted),
+    )
+
+
+def _compared(training: str, every: _Way, alone: _Way) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for theirs, ours in zip(every.worst, alone.worst, strict=True):
+        before, after = (one.passes.forward + one.passes.backward for one in (theirs, ours))
+        rows.append({
+            "training": training, "eps": f"{theirs.fraction * 255:.3g}/255",
+            "score_every": float(theirs.scores.mean()), "score_reused": float(ours.scores.mean()),
+            "higher": int((ours.scores > theirs.scores).sum()), "passes_every": before, "passes_reused": after,
+            "saved": before / after if after else np.inf,
+        })  # fmt: skip
+    rows.append({
+        "training": training, "eps": "all", "higher": sum(row["higher"] for row in rows),
+        "score_every": np.mean([row["score_every"] for row in rows]),
+        "score_reused": np.mean([row["score_reused"] for row in rows]),
+        "passes_every": every.ran, "passes_reused": alone.ran, "saved": every.ran / alone.ran,
+        "saved_per_case": every.ran_cases / alone.ran_cases, "bar": BARS[training],
+    })  # fmt: skip
+    return rows
