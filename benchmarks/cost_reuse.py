@@ -32,9 +32,9 @@ BARS = {"natural": 4.0, "pgd-at": 1.5}
 class Effort:
     """How long the protocol may take: cases, epochs, and the queries of attacks on scores (None: as in the suite)."""
 
-    cases: int = 24
+    cases: int = 12
     epochs: int = 15
-    queries: int | None = None
+    queries: int | None = 1000
 
 
 def survey_attacks(queries: int | None = None) -> list[Planned]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from dask_stubs import fragile, note, pid
 
 from medadv.benchmarks import run_suite
 from medadv.benchmarks.cli import main
@@ -63,12 +63,6 @@ def test_a_job_is_given_for_every_cell_and_comes_after_what_it_needs(tmp_path):
     assert min(job.weight for job in trainings) > max(job.weight for job in attacks)
 
 
-def note(folder, key):
-    with (Path(folder) / f"{key}-{time.monotonic_ns()}").open("w"):
-        pass
-    return key
-
-
 def test_jobs_wait_for_what_they_need_and_the_largest_come_first(tmp_path):
     jobs = [Job("small", 1), Job("last", 9, ("large", "small")), Job("large", 5)]
     assert run_jobs(jobs, functools.partial(note, tmp_path), Cluster(workers=1)) == {
@@ -78,27 +72,11 @@ def test_jobs_wait_for_what_they_need_and_the_largest_come_first(tmp_path):
     assert [path.name.partition("-")[0] for path in order] == ["large", "small", "last"]
 
 
-def fragile(folder, key):
-    """Job 1 kills its worker once, job 2 always; job 3 raises."""
-    died = Path(folder) / f"died-{key}"
-    if key == 2 or (key == 1 and not died.exists()):
-        died.touch()
-        os._exit(9)
-    if key == 3:
-        raise RuntimeError("boom")
-    return key
-
-
 def test_a_worker_that_dies_takes_nothing_along_and_a_job_that_kills_is_given_up(tmp_path):
     results = run_jobs([Job(k) for k in range(6)], functools.partial(fragile, tmp_path), Cluster(workers=2))
     assert [results[k] for k in (0, 1, 4, 5)] == [0, 1, 4, 5]
     assert type(results[2]).__name__ == "KilledWorker"
     assert isinstance(results[3], RuntimeError)
-
-
-def pid(key):
-    time.sleep(0.05)
-    return os.getpid()
 
 
 def test_resources_choose_workers_and_what_nobody_has_is_refused(tmp_path):

@@ -177,9 +177,11 @@ def test_the_examples_of_the_pipelines_page_run_in_order(tmp_path, monkeypatch, 
 def test_the_suite_of_the_benchmarks_page_is_valid(tmp_path):
     from medadv.benchmarks import load_suite
 
-    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "benchmarks.md").read_text("utf-8"), flags=re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(block)
-    assert load_suite(tmp_path / "mine.yaml").tasks[0].attacks[-1].name == "robust"
+    first, more = re.findall(r"```yaml\n(.*?)```", (DOCS / "benchmarks.md").read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(more + first)
+    suite = load_suite(tmp_path / "mine.yaml")
+    assert suite.tasks[0].attacks[-1].name == "robust"
+    assert (suite.rows, suite.acceleration) == ("worst-case", "auto")
 
 
 @pytest.mark.parametrize(("name", "expected"), [

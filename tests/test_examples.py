@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+MADE_BY_ANOTHER = "ct_bundle"  # hu_budgets runs it first
 # what the output of a script says, and a file it leaves; every script has a line here
 EXPECTED = {
     "ct_bundle": ("and out/organ.nii.gz", "bundle/models/model.pt"),
@@ -18,7 +19,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script", [path for path in EXAMPLES if path.stem != MADE_BY_ANOTHER], ids=lambda path: path.stem
+)
 def test_an_example_runs(script, tmp_path):
     for module in ("ignite",) if "monai.engines" in script.read_text(encoding="utf-8") else ():
         pytest.importorskip(module, reason="MONAI's engines need pytorch-ignite")
@@ -30,6 +33,9 @@ def test_an_example_runs(script, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     said, file = EXPECTED[script.stem]
     assert said in done.stdout and (tmp_path / "out" / file).is_file()
+    if script.stem == "hu_budgets":
+        said, file = EXPECTED[MADE_BY_ANOTHER]
+        assert said in done.stdout and (tmp_path / "out" / file).is_file()
 
 
 def test_every_example_is_there_and_expected():

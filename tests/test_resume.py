@@ -68,12 +68,10 @@ def break_at(monkeypatch, place, name, call, error=Interrupted):
 
 
 @pytest.mark.parametrize(("place", "name", "call"), [
-    (trainings, "train", 2),  # between two trainings of the first task
     (Evaluator, "craft", 2),  # between two attacks
     (Evaluator, "judge", 7),  # after images were made, before they were scored
     (torch, "save", 5),  # while a training leaves its state
     (trainings, "train", 4),  # between the two seeds of the first task, whose pictures are drawn anew
-    (cell_store, "packed", 7),  # before a result is written
     (run, "write_tables", 2),  # all is computed, and the tables are those of the first task alone
 ])  # fmt: skip
 def test_an_interrupted_run_comes_to_the_same_tables(whole, discs_by_name, tmp_path, place, name, call):  # noqa: F811
@@ -248,7 +246,7 @@ def test_a_full_disk_loses_one_cell(finished, discs_by_name, tmp_path_factory, m
     assert timeless_rows(other) == timeless_rows(folder)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("it can't be right"), MemoryError()])
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError()])
 def test_what_raises_is_a_row_with_its_reason_and_the_rest_goes_on(discs_by_name, tmp_path, error):  # noqa: F811
     suite = two_tasks()
     with pytest.MonkeyPatch.context() as patch:
