@@ -58,7 +58,8 @@ class Job:
     """An attack that is planned, at one budget.
 
     Attributes:
-        planned, eps: what, and the budget in the words of the suite; None: its own.
+        planned: what is run.
+        eps: the budget in the words of the suite; None: its own.
         attack: as it was built, to be read only.
         steps: what it consists of, by key; empty where every case has to see it.
         passes, seconds, queries: what it has cost so far.
