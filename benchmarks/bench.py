@@ -47,20 +47,18 @@ class TaskBench:
         suite: what is run.
         task: one of its tasks.
         store: where results are kept.
-        folder: gets copies of trained weights.
         data_root: where the data sets named by the suite are.
         bars: show progress bars of trainings.
         keep_images: keep the worst images of defended models too.
     """
 
     def __init__(
-        self, suite: Suite, task: TaskSpec, store: CellStore, folder: Path, *, data_root: str | Path | None = None,
+        self, suite: Suite, task: TaskSpec, store: CellStore, *, data_root: str | Path | None = None,
         bars: bool = False, keep_images: bool = False,
     ) -> None:  # fmt: skip
         self.suite = suite
         self.task = task
         self.store = store
-        self.folder = folder
         self.bars = bars
         self.keep_images = keep_images
         self.data = datasets.load(task.data, seed=suite.seed, data_root=data_root, **task.data_options)
@@ -88,9 +86,7 @@ class TaskBench:
     def networks(self, seed: int) -> Networks:
         """The networks of one training seed."""
         if seed not in self._networks:
-            self._networks[seed] = Networks(
-                self.task, self.data, self.data_settings, seed, self.store, self.folder, self.bars
-            )
+            self._networks[seed] = Networks(self.task, self.data, self.data_settings, seed, self.store, self.bars)
         return self._networks[seed]
 
     def target(self, name: Trained, seed: int) -> TargetBench:
@@ -200,21 +196,22 @@ class TargetBench:
             return self._cell(kind, trial.label, {"corruption": trial.name, "severity": trial.severity})
         planned = trial.planned
         surrogate = planned.surrogate
-        source = {} if surrogate is None else {"surrogate": self._source(surrogate), "access": surrogate.access}
+        source: dict[str, Any] = {}
+        if surrogate is not None:
+            source = {
+                "surrogate": self.bench.networks(self.seed)[surrogate.source].settings,
+                "access": surrogate.access,
+            }
         return self._cell(kind, trial.label, {
             "attack": planned.name, "options": {**planned.options, **planned.per_budget.get(str(trial.eps), {})},
             "eps": trial.eps, "region": planned.region, "wanted": planned.wanted, **source,
             "acceleration": self.estimator.acceleration.name,
         })  # fmt: skip
 
-    def _source(self, surrogate: Surrogate) -> dict[str, Any]:
-        model, _, training = surrogate.name.partition("/")
-        return self.bench.networks(self.seed)[model, training].settings
-
     def outcome(self, trial: Trial | Corruption) -> Outcome:
         """What came of one trial."""
-        result: Outcome = self.bench.store.result(self.cell(trial), lambda: self._outcome(trial))
-        result = self._flagged(self.cell(trial), result)
+        cell = self.cell(trial)
+        result: Outcome = self._flagged(cell, self.bench.store.result(cell, lambda: self._outcome(trial)))
         if isinstance(trial, Corruption):
             return result
         planned = trial.planned
@@ -237,15 +234,15 @@ class TargetBench:
         """The adversarial images of a trial; those that :meth:`prune` has let go are made again."""
         kept = self._kept_images(trial)
         if not kept.whole:
-            kept = Kept.all_of(self.evaluator.craft(trial.planned, trial.eps).images)
+            kept = self._crafted_images(trial)
             self.bench.store.keep(self.cell(trial, "images"), kept)
         return kept.images
 
-    def _kept_images(self, trial: Trial) -> Kept:
-        def made() -> Kept:
-            return Kept.all_of(self.evaluator.craft(trial.planned, trial.eps).images)
+    def _crafted_images(self, trial: Trial) -> Kept:
+        return Kept.all_of(self.evaluator.craft(trial.planned, trial.eps).images)
 
-        kept: Kept = self.bench.store.result(self.cell(trial, "images"), made)
+    def _kept_images(self, trial: Trial) -> Kept:
+        kept: Kept = self.bench.store.result(self.cell(trial, "images"), lambda: self._crafted_images(trial))
         return kept
 
     def with_images(self, trial: Trial | Corruption) -> Outcome:
@@ -367,9 +364,8 @@ class StoredMemory(Memory):
         self.seed = seed
 
     def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
-        model, _, training = surrogate.name.partition("/")
         settings = {
-            "network": self.bench.networks(self.seed)[model, training].settings, "data": self.bench.data_settings,
+            "network": self.bench.networks(self.seed)[surrogate.source].settings, "data": self.bench.data_settings,
             "cases": len(seen.x), "attack": order.name, "options": dict(order.options), "region": order.region,
             "wanted": order.wanted, "threads": torch.get_num_threads(),
         }  # fmt: skip

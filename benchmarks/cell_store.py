@@ -134,10 +134,6 @@ class CellStore:
         """Where a cell keeps its result, or something else of the same name."""
         return self.folder / f"{cell.config}-{digest(self.versions)[:8]}.{ending}"
 
-    def others(self, cell: Cell) -> int:
-        """How many results of the same settings other versions have left."""
-        return len(list(self.folder.glob(f"{cell.config}-*.npz"))) - self.path(cell).is_file()
-
     def _read(self, path: Path) -> Found | None:
         try:
             if path.stat().st_mtime < self.since:

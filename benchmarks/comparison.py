@@ -15,6 +15,7 @@ from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
 from medadv.benchmarks.leaderboard import COLUMNS as BOARD_COLUMNS
 from medadv.benchmarks.leaderboard import SCHEMA_VERSION
 from medadv.benchmarks.rankings import MODEL, SAME, Scores, compared, corrected, faced_by, obstacle, scores_of
+from medadv.benchmarks.store import read_table
 from medadv.files import write_text
 
 COLUMNS = (
@@ -110,6 +111,7 @@ def _beside(table: Path, name: str, default: str) -> Path:
 def _belonging(frame: pd.DataFrame, cases: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The cases of the rows of a leaderboard, once it is sure that they are of this one."""
     keys = [*_BASE, *MODEL, "train_seed"]
+    frame = frame[frame.error == ""]  # what has failed has no cases
     means = cases.groupby(keys, dropna=False).agg(told=("adversarial", "mean")).reset_index()
     both = frame.merge(means, on=keys, how="left", indicator="found")
     wrong = (both.found != "both") | ((both.adversarial - both.told).abs() > _ROUNDING)
@@ -123,10 +125,8 @@ def _belonging(frame: pd.DataFrame, cases: pd.DataFrame, file: Path) -> pd.DataF
 
 
 def _read(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    # units such as "1" are words, and what is empty is the only thing missing
     try:
-        table = pd.read_csv(path, dtype={"unit": str, "case": str, "patient": str}, keep_default_na=False,
-                            na_values=[""])  # fmt: skip
+        table = read_table(path)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no table ({error}); give a leaderboard that medadv wrote.") from None
     missing = [name for name in needed if name not in table]

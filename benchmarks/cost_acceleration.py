@@ -29,7 +29,6 @@ NETWORKS = (
     }),
 )  # fmt: skip
 ATTACKS, EPS = ("pgd-dice", "apgd-dice"), "4/255"
-LEAST_SPEED_UP, DICE_OFF = 2.0, 0.005
 
 
 def acceleration_costs(

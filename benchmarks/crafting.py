@@ -219,6 +219,12 @@ class Surrogate:
     access: str = NO_BOX
     memory: Memory = field(default_factory=Memory)
 
+    @property
+    def source(self) -> tuple[str, str]:
+        """The names of its model and training, which a suite joins by a slash."""
+        model, _, training = self.name.partition("/")
+        return model, training
+
     def craft(self, target: Estimator, order: Order, seen: Seen) -> Crafted:
         """Images to show to ``target``; passes and seconds are those of the surrogate, queries of the target none.
 

@@ -15,7 +15,7 @@ others are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from medadv.attacks.recipes import COMMON_OPTIONS
 from medadv.benchmarks.crafting import NEEDS, Order, attack_of, craft, facts_of
 from medadv.benchmarks.endpoints import Diagnosis
 from medadv.benchmarks.evaluate import WORST_CASE, Evaluator
-from medadv.benchmarks.outcomes import Outcome, Planned
+from medadv.benchmarks.outcomes import Outcome, Planned, joint_facts
 from medadv.benchmarks.worst_so_far import Origin, WorstSoFar
 from medadv.threats import LpBall
 from medadv.victims import Passes
@@ -54,7 +54,7 @@ class Step:
 
 
 @dataclass
-class Job:
+class Attempt:
     """An attack that is planned, at one budget.
 
     Attributes:
@@ -98,7 +98,6 @@ def worst_case_outcomes(
     budgets: Sequence[float | str],
     *,
     keep_images: bool = False,
-    on_attack: Callable[[str], None] = lambda done: None,
 ) -> list[Outcome]:
     """The worst case of each threat set, region and budget, and how the attacks came there.
 
@@ -107,7 +106,6 @@ def worst_case_outcomes(
         attacks: what to run.
         budgets: above 0; attacks with a budget of their own run once.
         keep_images: keep the images of the worst cases.
-        on_attack: called with a line of progress for each row.
 
     Returns:
         Per threat set and budget a row for each attack and the worst case. The score of a worst case is complete: never
@@ -134,29 +132,29 @@ def worst_case_outcomes(
         pgd 32 0.0 0 earlier=2
         worst-case 32 0.0 2
     """
-    groups: dict[tuple[str, str], dict[float, list[Job]]] = {}
+    groups: dict[tuple[str, str], dict[float, list[Attempt]]] = {}
     for planned in attacks:
         for eps in [None] if planned.has_own_budget else budgets:
-            job = _job(evaluator, planned, eps)
-            threat, region, size = job.threat_set
-            groups.setdefault((threat, region), {}).setdefault(size, []).append(job)
+            attempt = _attempt(evaluator, planned, eps)
+            threat, region, size = attempt.threat_set
+            groups.setdefault((threat, region), {}).setdefault(size, []).append(attempt)
     outcomes = []
     for of_threat in groups.values():
         carried: WorstSoFar | None = None
         for size in sorted(of_threat):
-            rounds = _Rounds(evaluator, of_threat[size], carried, on_attack)
+            rounds = _Rounds(evaluator, of_threat[size], carried)
             outcomes += rounds.run(keep_images)
             carried = rounds.worst if rounds.is_ball else None
     return outcomes
 
 
-def _job(evaluator: Evaluator, planned: Planned, eps: float | str | None) -> Job:
+def _attempt(evaluator: Evaluator, planned: Planned, eps: float | str | None) -> Attempt:
     order = evaluator.order(planned, eps)
     estimator = evaluator.attacked if planned.surrogate is None else planned.surrogate.estimator
     attack = attack_of(estimator, order if planned.surrogate is None else order.replayed)
     steps = [] if _sees_every_case(planned, attack) else _steps(estimator, order, attack)
     nothing = np.zeros(len(evaluator.x), dtype=np.int64)
-    return Job(planned, eps, attack, {step.key: step for step in steps}, nothing)
+    return Attempt(planned, eps, attack, {step.key: step for step in steps}, nothing)
 
 
 def _sees_every_case(planned: Planned, attack: CatalogueAttack) -> bool:
@@ -185,14 +183,11 @@ def _step(order: Order, attack: CatalogueAttack) -> Step:
 class _Rounds:
     """The attacks of one threat set, region and budget, in turn."""
 
-    def __init__(
-        self, evaluator: Evaluator, jobs: list[Job], carried: WorstSoFar | None, on_attack: Callable[[str], None]
-    ) -> None:
+    def __init__(self, evaluator: Evaluator, attempts: list[Attempt], carried: WorstSoFar | None) -> None:
         self.evaluator = evaluator
-        self.jobs = jobs
-        self.on_attack = on_attack
-        self.threat, self.region, self.eps = jobs[0].threat_set
-        self.is_ball = jobs[0].attack.budget is not None and self._ball is not None
+        self.attempts = attempts
+        self.threat, self.region, self.eps = attempts[0].threat_set
+        self.is_ball = attempts[0].attack.budget is not None and self._ball is not None
         self.worst = self._begin(carried)
         self.access = "none" if carried is None else carried.access
         self.outcomes: list[Outcome] = []
@@ -200,7 +195,7 @@ class _Rounds:
     @property
     def _ball(self) -> LpBall | None:
         """The ball around the cases; None where the threat set is none."""
-        attack = self.jobs[0].attack
+        attack = self.attempts[0].attack
         kind, seen = attack.threat_kind, self.evaluator.seen
         if kind is None or kind.norm is None or attack.budget is None:
             return None
@@ -224,38 +219,38 @@ class _Rounds:
 
     def run(self, keep_images: bool) -> list[Outcome]:
         """All rows of this budget, the worst case last."""
-        for job in self.jobs:
-            if not job.steps:
-                self._on_every_case(job)
-        steps = {key: step for job in self.jobs for key, step in job.steps.items()}
+        for attempt in self.attempts:
+            if not attempt.steps:
+                self._on_every_case(attempt)
+        steps = {key: step for attempt in self.attempts for key, step in attempt.steps.items()}
         for step in sorted(steps.values(), key=lambda step: step.cost):
-            owners = [job for job in self.jobs if step.key in job.steps]
+            owners = [attempt for attempt in self.attempts if step.key in attempt.steps]
             self._take(step, owners)
-            for job in owners:
-                job.done.add(step.key)
-                if len(job.done) == len(job.steps):
-                    self._finish(job)
+            for attempt in owners:
+                attempt.done.add(step.key)
+                if len(attempt.done) == len(attempt.steps):
+                    self._finish(attempt)
         self.outcomes.append(self._worst_case(keep_images))
         return self.outcomes
 
-    def _on_every_case(self, job: Job) -> None:
-        made = self.evaluator.craft(job.planned, job.eps)
-        outcome = self.evaluator.judge(job.planned, made, keep_images=True)
+    def _on_every_case(self, attempt: Attempt) -> None:
+        made = self.evaluator.craft(attempt.planned, attempt.eps)
+        outcome = self.evaluator.judge(attempt.planned, made, keep_images=True)
         if made.recalled:
             outcome.passes, outcome.seconds, outcome.reused = Passes(), 0.0, "replayed"
         every = np.arange(len(self.evaluator.x))
-        self.worst.offer(every, outcome, Origin(job.planned.label, self.eps), self.evaluator.ranking(outcome))
+        self.worst.offer(every, outcome, Origin(attempt.planned.label, self.eps), self.evaluator.ranking(outcome))
         self.access = max(self.access, outcome.access, key=NEEDS.index)
         outcome.images = None
-        self._add(job, outcome)
+        self.outcomes.append(outcome)
 
-    def _take(self, step: Step, owners: list[Job]) -> None:
+    def _take(self, step: Step, owners: list[Attempt]) -> None:
         """Runs one search on the cases that are not at the floor; the first of its owners pays."""
         rows = self.worst.unfinished
         self.access = max(self.access, recipe_of(step.order.name).access, key=NEEDS.index)
-        for job in owners:
-            job.attacked = max(job.attacked, len(rows))
-            job.shared |= {owners[0].planned.label} - {job.planned.label}
+        for attempt in owners:
+            attempt.attacked = max(attempt.attacked, len(rows))
+            attempt.shared |= {owners[0].planned.label} - {attempt.planned.label}
         if not len(rows):
             return
         part = _Part(self.evaluator, rows)
@@ -265,29 +260,18 @@ class _Rounds:
         self.worst.offer(rows, outcome, found, part.ranking(outcome))
         owners[0].pay(outcome, rows)
 
-    def _finish(self, job: Job) -> None:
-        told = {**self.worst.reused(self.eps, job.done), "shared": "+".join(sorted(job.shared))}
+    def _finish(self, attempt: Attempt) -> None:
+        told = {**self.worst.reused(self.eps, attempt.done), "shared": "+".join(sorted(attempt.shared))}
         facts = {
-            **facts_of(job.attack), "access": self.access, "passes": job.passes, "queries": job.queries,
-            "seconds": job.seconds, "n_attacked": job.attacked, "reused": _told(told),
+            **facts_of(attempt.attack), "access": self.access, "passes": attempt.passes, "queries": attempt.queries,
+            "seconds": attempt.seconds, "n_attacked": attempt.attacked, "reused": _told(told),
         }  # fmt: skip
-        self._add(job, self.worst.outcome(attack=job.planned.label, region=self.region, **facts))
-
-    def _add(self, job: Job, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self.on_attack(f"{job.planned.label} at {'its own budget' if job.eps is None else job.eps}")
+        self.outcomes.append(self.worst.outcome(attack=attempt.planned.label, region=self.region, **facts))
 
     def _worst_case(self, keep_images: bool) -> Outcome:
         rows = self.outcomes
-        surrogates = {row.surrogate for row in rows if row.access != "none"} or {"none"}
-        settings = {name: max(row.settings[name] for row in rows) for name in ("steps", "restarts")}
         outcome = self.worst.outcome(
-            attack=WORST_CASE, access=self.access, threat=self.threat, region=self.region, eps=self.eps,
-            unit=rows[0].unit, fraction=rows[0].fraction, settings={**settings, "keep": "score"},
-            targeted=all(row.targeted for row in rows),
-            surrogate=surrogates.pop() if len(surrogates) == 1 else "several",
-            passes=Passes(sum(row.passes.forward for row in rows), sum(row.passes.backward for row in rows)),
-            queries=np.sum([row.queries for row in rows], axis=0), seconds=sum(row.seconds for row in rows),
+            attack=WORST_CASE, **{**joint_facts(rows), "access": self.access},
             n_attacked=max((row.n_attacked for row in rows if row.n_attacked is not None), default=None),
             reused=_told({"carried": self.worst.reused(self.eps, set())["carried"]}),
         )  # fmt: skip

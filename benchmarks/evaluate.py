@@ -14,12 +14,12 @@ from monai.metrics import SSIMMetric
 from torch import Tensor
 
 from medadv.benchmarks.corruptions import PREFIX, corrupted
-from medadv.benchmarks.crafting import NEEDS, Crafted, Order, Seen, craft
+from medadv.benchmarks.crafting import Crafted, Order, Seen, craft
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.endpoints import Diagnosis, EndpointTable, diagnose, validation_thresholds, worst_margins
 from medadv.benchmarks.models import Estimator, reference_of
 from medadv.benchmarks.monai_metrics import MonaiMetrics
-from medadv.benchmarks.outcomes import Outcome, Planned
+from medadv.benchmarks.outcomes import Outcome, Planned, joint_facts
 from medadv.benchmarks.survey_endpoints import SurveyMeasures
 from medadv.dct import band_shares
 from medadv.decisions import Decision
@@ -27,7 +27,7 @@ from medadv.diagnostics import Finding, Probe, run_checks
 from medadv.diagnostics.probe import spread
 from medadv.intensities import Intensity
 from medadv.targets import target_success
-from medadv.victims import Passes, Victim
+from medadv.victims import Victim
 
 WORST_CASE = "worst-case"
 NO_ATTACK = "none"
@@ -274,22 +274,12 @@ class Evaluator:
             if self.estimator.segments
             else self.survey(diagnosis, target, valid)
         )
-        surrogates = {outcome.surrogate for outcome in outcomes if outcome.access != "none"} or {"none"}
         images = None
         if all(o.images is not None for o in outcomes):
             images = np.stack([outcomes[i].images[row] for row, i in enumerate(chosen)])  # type: ignore[index]
-        settings = {name: max(o.settings[name] for o in outcomes) for name in ("steps", "restarts")}
         return Outcome(
             attack=WORST_CASE,
-            access=max((o.access for o in outcomes), key=NEEDS.index),
-            threat=first.threat,
-            surrogate=surrogates.pop() if len(surrogates) == 1 else "several",
-            region=first.region,
-            targeted=all(o.targeted for o in outcomes),
-            settings={**settings, "keep": "score"},
-            eps=first.eps,
-            unit=first.unit,
-            fraction=first.fraction,
+            **joint_facts(outcomes),
             scores=pick("scores"),
             linf=pick("linf"),
             l2_rms=pick("l2_rms"),
@@ -299,12 +289,8 @@ class Evaluator:
             endpoints=self._endpoints(self.clean, diagnosis, measures, target),
             measures=measures,
             reference=(target, valid),
-            passes=Passes(sum(o.passes.forward for o in outcomes), sum(o.passes.backward for o in outcomes)),
-            queries=np.sum([o.queries for o in outcomes], axis=0),
-            seconds=sum(o.seconds for o in outcomes),
             worst_attack=[outcomes[i].attack for i in chosen],
             images=images,
-            flags=tuple(dict.fromkeys(flag for outcome in outcomes for flag in outcome.flags)),
         )
 
     def ranking(self, outcome: Outcome) -> np.ndarray:

@@ -70,7 +70,7 @@ class RunSettings:
         """One task."""
         task = next(task for task in self.suite.tasks if task.name == name)
         return TaskBench(
-            self.suite, task, store, self.folder / "models", data_root=self.data_root, bars=bars,
+            self.suite, task, store, data_root=self.data_root, bars=bars,
             keep_images=self.keep_images,
         )  # fmt: skip
 
@@ -100,7 +100,11 @@ def compute(settings: RunSettings, cluster: Cluster, *, bars: bool = False) -> d
         Why a cell has no result, by its hash, where it has none.
     """
     path = settings.write()
-    jobs = [job for task in settings.suite.tasks for job in jobs_of(settings.bench(task.name, settings.store()))]
+    jobs = []
+    for task in settings.suite.tasks:
+        bench = settings.bench(task.name, settings.store())
+        bench.check_defences()
+        jobs += jobs_of(bench)
     with tqdm(total=len(jobs), desc="cells", disable=not bars) as bar:
         results = run_jobs(jobs, partial(do, str(path)), cluster, on_done=lambda job: _tick(bar))
     failed: dict[str, str] = {}
@@ -152,8 +156,7 @@ def _sources(trial: Trial | Corruption) -> list[Trained]:
     """The surrogate of an attack."""
     if isinstance(trial, Corruption) or trial.planned.surrogate is None:
         return []
-    model, _, training = trial.planned.surrogate.name.partition("/")
-    return [(model, training)]
+    return [trial.planned.surrogate.source]
 
 
 def _weight(bench: TaskBench, trial: Trial | Corruption) -> float:

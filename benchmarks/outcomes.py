@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from medadv.attacks import recipe_of
-from medadv.benchmarks.crafting import Surrogate
+from medadv.benchmarks.crafting import NEEDS, Surrogate
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis
 from medadv.diagnostics import Finding
@@ -114,6 +114,24 @@ class Outcome:
     def threat_set(self) -> tuple[str, str, float]:
         """What attacks share a worst case in: threat, region and budget."""
         return self.threat, self.region, self.eps
+
+
+def joint_facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What is told of the worst case over several outcomes of one threat set: what all of them needed and cost."""
+    first = outcomes[0]
+    surrogates = {outcome.surrogate for outcome in outcomes if outcome.access != "none"} or {"none"}
+    settings = {name: max(outcome.settings[name] for outcome in outcomes) for name in ("steps", "restarts")}
+    passes = [outcome.passes for outcome in outcomes]
+    return {
+        "access": max((outcome.access for outcome in outcomes), key=NEEDS.index), "threat": first.threat,
+        "surrogate": surrogates.pop() if len(surrogates) == 1 else "several", "region": first.region,
+        "targeted": all(outcome.targeted for outcome in outcomes), "settings": {**settings, "keep": "score"},
+        "eps": first.eps, "unit": first.unit, "fraction": first.fraction,
+        "passes": Passes(sum(each.forward for each in passes), sum(each.backward for each in passes)),
+        "queries": np.sum([outcome.queries for outcome in outcomes], axis=0),
+        "seconds": sum(outcome.seconds for outcome in outcomes),
+        "flags": tuple(dict.fromkeys(flag for outcome in outcomes for flag in outcome.flags)),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pandas as pd
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
 from medadv.benchmarks.figures import SECTIONS, Gallery, png, robustness_curves
 from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.rankings import pairs
 from medadv.benchmarks.survey_render import survey_tables
 from medadv.benchmarks.trust import SCOPE
 from medadv.files import write_text
@@ -35,6 +36,7 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((_TEMPLATES / "report.html").read_text(encoding="utf-8"))
     suite = board.meta.get("suite", {})
+    comparison, apart = pairs(board.frame, board.cases, "natural")
     write_text(
         path,
         template.render(
@@ -42,8 +44,8 @@ def write_report(board: Leaderboard, galleries: Sequence[Gallery], path: Path) -
             description=suite.get("description", ""),
             summary=_html(summary(board)),
             curves=png(robustness_curves(board)),
-            comparison=_html(_readable_budget(board.compare(), board, _PAIRS)),
-            apart=_html(apart) if len(apart := board.not_compared()) else "",
+            comparison=_html(_readable_budget(comparison, board, _PAIRS)),
+            apart=_html(apart) if len(apart) else "",
             ranks=_html(_readable_budget(board.ranks(), board, _RANKS)),
             surveys=survey_tables(board),
             table=table_html(board.frame),

@@ -34,6 +34,7 @@ from medadv.benchmarks.store import (
     provenance,
     write_adversarials,
     write_tables,
+    write_weights,
 )
 from medadv.benchmarks.suites import Suite, TaskSpec, load_suite
 from medadv.benchmarks.survey_render import write_survey
@@ -253,6 +254,7 @@ class _Run:
         if "recipe" in network.told:
             self.board.meta.setdefault("training", {})[label] = network.told
         self.board.meta["weights"][label] = network.sha256
+        write_weights(network.estimator.network, self.folder / "models" / f"{label}.pt")
 
     def _evaluated(self, target: TargetBench) -> Evaluation:
         with tqdm(total=len(target.schedule.all), desc=f"attack {target.label}", disable=not self.bars) as bar:
@@ -263,10 +265,6 @@ class _Run:
                 bar.update()
                 return trial.failed(found, target.estimator.intensity) if isinstance(found, str) else found
 
-            if target.economical:
-                made = self._attempted(target.worst_cell, target.worst_cases)
-                if isinstance(made, str):
-                    return target.without_attacks(made)
             if target.economical:
                 made = self._attempted(target.worst_cell, target.worst_cases)
                 if isinstance(made, str):

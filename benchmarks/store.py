@@ -25,6 +25,7 @@ from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
+_WORDS = ("unit", "case", "patient")
 _OFTEN_EMPTY = ("reused", "error")  # columns of words that may be empty in every row
 _VERSIONED = (
     "torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "scikit-learn", "torchattacks",
@@ -112,9 +113,9 @@ def read_run(folder: Path) -> Leaderboard:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of a run as it was written: units such as "1" are words, and what is empty is the only thing missing."""
+    """A table of a run as it was written: units and ids such as "01" are words, only what is empty is missing."""
     settings: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    table = pd.read_csv(path, dtype={"unit": str, **dict.fromkeys(_OFTEN_EMPTY, str)}, **settings)
+    table = pd.read_csv(path, dtype=dict.fromkeys((*_WORDS, *_OFTEN_EMPTY), str), **settings)
     return table.assign(**{name: table[name].fillna("") for name in _OFTEN_EMPTY if name in table})
 
 

@@ -14,7 +14,7 @@ import torch
 from medadv.benchmarks.cell_store import Cell, CellStore
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of, weights_sha256
-from medadv.benchmarks.store import weights_bytes, write_weights
+from medadv.benchmarks.store import weights_bytes
 from medadv.benchmarks.suites import ModelSpec, TaskSpec, TrainingSpec, trainings_of
 from medadv.training import Recipe, Validation, train
 
@@ -53,7 +53,6 @@ class Networks:
         data_settings: all that decides the data, for the cells.
         seed: of weights, shuffling and attacks.
         store: where trained networks are kept.
-        folder: gets a copy of all weights, by the names of the tables.
         bars: show progress bars.
     """
 
@@ -62,7 +61,6 @@ class Networks:
     data_settings: dict[str, Any]
     seed: int
     store: CellStore
-    folder: Path
     bars: bool = False
     _known: dict[Trained, Network] = field(default_factory=dict)
 
@@ -116,7 +114,6 @@ class Networks:
         if spec is not None:
             told = {**self._trained(name, spec, estimator), **told}
         settings = {"network": model.network, "args": model.args, "weights": weights_sha256(estimator.network)}
-        write_weights(estimator.network, self.folder / f"{self.label(name)}.pt")
         return Network(estimator, told, settings, stale=self.store.is_stale(self.cell(name)))
 
     def _trained(self, name: Trained, spec: TrainingSpec, estimator: Estimator) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Victim(Protocol):
         ...
 
     def attacked(self) -> Any:
-        """Context in which attacks run: inference mode of every layer; all is restored at the end."""
+        """Context in which attacks run: inference mode of every layer; all is restored at the end, generators too."""
         ...
 
 

@@ -51,6 +51,13 @@ def test_workers_come_to_the_same_tables(alone, tmp_path):
     assert board.failures.empty and timeless(tmp_path) == timeless(alone)
 
 
+def test_a_defence_that_can_t_be_is_refused_before_any_worker_starts(tmp_path):
+    unseen = suite(defences={"jpeg": {"kind": "preprocessor"}}, attacks=[{"name": "square"}])
+    with pytest.raises(ValueError, match="none of the attacks square can look through the defence"):
+        run_suite(unseen, out=tmp_path, threads=1, cluster=Cluster(workers=1))
+    assert not list((tmp_path / "cells").glob("*.npz"))
+
+
 def test_a_job_is_given_for_every_cell_and_comes_after_what_it_needs(tmp_path):
     settings = RunSettings(suite(), tmp_path)
     jobs = jobs_of(settings.bench("lesion-class-2d", settings.store()))

@@ -34,7 +34,8 @@ def row_of(cases, access="white-box", steps=10):
     first, scores = cases.iloc[0], cases.adversarial
     told = {**first[["suite", "dataset", "task", "model", "training", "train_seed", "attack", "threat", "region", "eps",
                      "unit"]], "access": access, "surrogate": "none", "steps": steps, "restarts": 1, "metric": "dice",
-            "empty_policy": "present", "clean": 0.9, "adversarial": scores.mean(), "eps_fraction": 0.1}  # fmt: skip
+            "empty_policy": "present", "clean": 0.9, "adversarial": scores.mean(), "eps_fraction": 0.1,
+            "error": ""}  # fmt: skip
     return {**dict.fromkeys(COLUMNS, 0), **told}
 
 
@@ -230,6 +231,17 @@ def test_seeds_that_one_run_alone_has_are_told(tmp_path):
     ]
     table = compare_boards(boards)
     assert (table.n_seeds == 2).all() and table["flags"].str.contains("seeds-left-out=1").all()
+
+
+def test_rows_that_failed_and_ids_that_look_like_numbers_are_no_hindrance(tmp_path):
+    board = board_of()
+    board.cases["case"] = [f"{int(case[1:]):03d}" for case in board.cases.case]
+    nothing = {"attack": "square", "threat": "none", "adversarial": np.nan, "error": "ValueError: no"}
+    failed = {**board.frame.iloc[0], **nothing}
+    broken = Leaderboard(frame=pd.concat([board.frame, pd.DataFrame([failed])]), cases=board.cases, meta=board.meta)
+    one, two = (read_board(saved(each, tmp_path / name)) for name, each in (("one", board), ("two", broken)))
+    assert set(two.cases.case) == {f"{i:03d}" for i in range(CASES)}
+    assert (compare_boards([one, two]).not_compared == "").all()
 
 
 @pytest.mark.parametrize("damage", ["schema", "column", "cases", "metric", "alone", "missing"])

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from medadv.decisions import Multiclass
 from medadv.diagnostics.finding import Measured, nothing
-from medadv.diagnostics.probe import Probe, per_case
+from medadv.diagnostics.probe import Probe, per_case, without_path
 from medadv.objectives import CrossEntropy
 from medadv.objectives.losses import margins
 from medadv.victims import Victim, logits_in
@@ -134,7 +134,7 @@ def _last_operation(probe: Probe) -> str:
     try:
         probe.deployed.differentiate(probe.x[:1], look)
     except RuntimeError as error:
-        if "does not require grad" not in str(error):
+        if not without_path(error):
             raise
     # windows are blended one by one, so the graph ends before it begins
     return seen[0] if seen and "accumulate" not in seen[0] else ""

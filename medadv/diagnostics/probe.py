@@ -80,17 +80,11 @@ class Probe:
     @contextmanager
     def same_draws(self) -> Iterator[None]:
         """The model under attack, with the same random draws every time it is entered; generators are left as found."""
-        devices = [self.victim.device] if self.victim.device.type == "cuda" else []
-        states = np.random.get_state(), random.getstate()
-        try:
-            with torch.random.fork_rng(devices=devices), self.victim.attacked():
-                torch.manual_seed(self.seed)
-                np.random.seed(self.seed % 2**32)
-                random.seed(self.seed)
-                yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
+        with self.victim.attacked():
+            torch.manual_seed(self.seed)
+            np.random.seed(self.seed % 2**32)
+            random.seed(self.seed)
+            yield
 
     def _loss(self, output: Any, rows: Tensor) -> Tensor:
         """What gradient attacks climb, per case, on rescaled logits and in float64, so that it neither saturates nor
@@ -126,7 +120,7 @@ class Probe:
         try:
             return self.victim.differentiate(x, lambda output: self._loss(output, rows))[2]
         except RuntimeError as error:
-            if not _without_path(error):
+            if not without_path(error):
                 raise
             return torch.zeros_like(x)
 
@@ -163,7 +157,7 @@ class Probe:
             try:
                 self._attacked[key] = attack.perturb(self.x, self.marked)
             except RuntimeError as error:
-                if not _without_path(error):
+                if not without_path(error):
                     raise
                 self._attacked[key] = self.x  # it has nowhere to go
         return self._attacked[key]
@@ -180,7 +174,7 @@ class Probe:
         return x.maximum(low).minimum(high)
 
 
-def _without_path(error: RuntimeError) -> bool:
+def without_path(error: RuntimeError) -> bool:
     """Whether autograd found no path from the logits to the image."""
     return "does not require grad" in str(error)
 
