@@ -25,6 +25,7 @@ COLOURS = (
     "#1f2d86", "#ff9f40",
 )  # fmt: skip
 _COLUMNS = 3
+_CELL, _TITLE, _GAP = 3.0, 0.32, 0.06  # inches: a panel of a sheet, the two lines above it, the space between panels
 _IN_THE_PANEL = 8  # more curves have their legend beside the panel
 
 
@@ -143,10 +144,16 @@ def png_bytes(figure: Figure, dpi: int = 110) -> bytes:
 def sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
     """Panels in rows and columns."""
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * len(rows)), layout="constrained")
+    wide, high = _CELL * columns, (_CELL + _TITLE) * len(rows)
+    figure = Figure(figsize=(wide, high))
+    # all cells are alike, so nothing has to be fitted, which takes as long as drawing
+    grid = figure.add_gridspec(
+        len(rows), columns, left=0.0, right=1.0, bottom=0.0, top=1 - _TITLE / high, wspace=_GAP / _CELL,
+        hspace=_TITLE / _CELL,
+    )  # fmt: skip
     for number, row in enumerate(rows):
         for column, panel in enumerate(row):
-            _draw(figure.add_subplot(len(rows), columns, columns * number + column + 1), panel)
+            _draw(figure.add_subplot(grid[number, column]), panel)
     return figure
 
 

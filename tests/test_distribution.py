@@ -27,7 +27,8 @@ def suite(**changes) -> Suite:
     trainings = {name: {**spec, "epochs": 1} for name, spec in task["trainings"].items()}
     attacks = [{"name": "fgsm"}, {"name": "mi-fgsm", "options": {"max_iter": 2}},
                {"name": "fgsm", "title": "replayed", "surrogate": "natural"}]  # fmt: skip
-    task = {**task, "test_cases": 8, "trainings": trainings, "attacks": attacks, **changes}
+    few = {"data_options": {"subjects": [8, 2, 6]}, "test_cases": 8}
+    task = {**task, **few, "trainings": trainings, "attacks": attacks, **changes}
     return Suite.model_validate({"name": "tiny", "budgets": ["0", "8/255"], "tasks": [task]})
 
 

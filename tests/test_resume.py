@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_leaderboard import discs_by_name, segmentation, tiny_suite  # noqa: F401
 
-from medadv.benchmarks import cell_store, crafting, economy, run, run_suite, trainings
+from medadv.benchmarks import cell_store, crafting, economy, figures, run, run_suite, trainings
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.suites import Suite
@@ -44,10 +44,17 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.fixture(autouse=True)
+def drawn_in_no_time(monkeypatch):
+    """Pictures take longest, and are the same for the tests as long as they are counted."""
+    monkeypatch.setattr(figures, "png_bytes", lambda figure: b"")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "png_bytes", lambda figure: b"")
         patch.setattr(datasets, "load", lambda name, **options: segmentation(2))
         run_suite(two_tasks(), out=folder)
     return folder
@@ -67,18 +74,22 @@ def break_at(monkeypatch, place, name, call, error=Interrupted):
     return calls
 
 
-@pytest.mark.parametrize(("place", "name", "call"), [
+# one after the other, each time going on where the last interruption was
+INTERRUPTIONS = (
     (Evaluator, "craft", 2),  # between two attacks
-    (Evaluator, "judge", 7),  # after images were made, before they were scored
-    (torch, "save", 5),  # while a training leaves its state
-    (trainings, "train", 4),  # between the two seeds of the first task, whose pictures are drawn anew
+    (trainings, "train", 2),  # between the two seeds of the first task, whose pictures are drawn anew
+    (torch, "save", 3),  # while a training leaves its state
+    (Evaluator, "judge", 3),  # after images were made, before they were scored
     (run, "write_tables", 2),  # all is computed, and the tables are those of the first task alone
-])  # fmt: skip
-def test_an_interrupted_run_comes_to_the_same_tables(whole, discs_by_name, tmp_path, place, name, call):  # noqa: F811
-    with pytest.MonkeyPatch.context() as patch:
-        break_at(patch, place, name, call)
-        with pytest.raises(Interrupted):
-            run_suite(two_tasks(), out=tmp_path)
+)
+
+
+def test_an_interrupted_run_comes_to_the_same_tables(whole, discs_by_name, tmp_path):  # noqa: F811
+    for place, name, call in INTERRUPTIONS:
+        with pytest.MonkeyPatch.context() as patch:
+            break_at(patch, place, name, call)
+            with pytest.raises(Interrupted):
+                run_suite(two_tasks(), out=tmp_path)
     run_suite(two_tasks(), out=tmp_path)
     assert timeless(tmp_path) == timeless(whole)
     meta, known = (json.loads((path / "leaderboard.meta.json").read_text()) for path in (tmp_path, whole))
@@ -93,7 +104,7 @@ def in_a_process(folder):
     """A run of its own, as of a command, without the time to load libraries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load", lambda name, **options: segmentation(2))
-        patch.setattr(run, "write_report", lambda board, galleries, path: None)  # figures take longest
+        patch.setattr(figures, "png_bytes", lambda figure: b"")  # figures take longest
         run_suite(tiny_suite(), out=folder, threads=1)
 
 
@@ -246,15 +257,14 @@ def test_a_full_disk_loses_one_cell(finished, discs_by_name, tmp_path_factory, m
     assert timeless_rows(other) == timeless_rows(folder)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError()])
-def test_what_raises_is_a_row_with_its_reason_and_the_rest_goes_on(discs_by_name, tmp_path, error):  # noqa: F811
+def test_what_raises_is_a_row_with_its_reason_and_the_rest_goes_on(discs_by_name, tmp_path):  # noqa: F811
     suite = two_tasks()
     with pytest.MonkeyPatch.context() as patch:
-        break_at(patch, Evaluator, "craft", 4, error)
+        break_at(patch, Evaluator, "craft", 4, RuntimeError("out of memory"))
         board = run_suite(suite, out=tmp_path)
     lost = board.failures
     assert lost.attack.tolist() == ["pgd-dice"] and lost.adversarial.isna().all()
-    assert str(error) in lost.error.iloc[0] and (lost["flags"].str.contains("failed")).all()
+    assert lost.error.iloc[0] == "RuntimeError: out of memory" and (lost["flags"].str.contains("failed")).all()
     same = (board.frame.task == "first") & (board.frame.training == "pgd-at") & (board.frame.eps == lost.eps.iloc[0])
     worst = board.frame[same & (board.frame.attack == "worst-case") & (board.frame.train_seed == 0)]
     assert worst["flags"].str.contains("without-failed=pgd-dice").all() and len(worst) == 1
@@ -262,6 +272,13 @@ def test_what_raises_is_a_row_with_its_reason_and_the_rest_goes_on(discs_by_name
     read = pd.read_csv(tmp_path / "leaderboard.csv")
     assert read.error.notna().sum() == 1
     assert run_suite(suite, out=tmp_path).failures.empty, "what failed is tried again"
+
+
+def test_memory_that_is_not_there_is_a_reason_too(discs_by_name, tmp_path):  # noqa: F811
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, Evaluator, "craft", 1, MemoryError())
+        board = run_suite(tiny_suite(trainings={"natural": {"epochs": 1}}), out=tmp_path)
+    assert board.failures.error.tolist() == ["MemoryError"] and "pgd-dice" in set(board.frame.attack)
 
 
 def test_a_training_that_raises_takes_only_its_own_model_along(discs_by_name, tmp_path):  # noqa: F811

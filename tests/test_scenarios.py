@@ -14,7 +14,7 @@ from builders import setting
 
 from medadv.adapters import MonaiClassifier, MonaiSegmenter
 from medadv.attacks import create, recipe_of
-from medadv.benchmarks import crafting, evaluate, run_suite
+from medadv.benchmarks import crafting, evaluate, figures, run_suite
 from medadv.benchmarks.crafting import Seen, Surrogate
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import Planned
@@ -53,7 +53,9 @@ def suite(dims: int, attacks: str = SURROGATES) -> Suite:
             "pgd-at": {"recipe": "pgd-at", "options": {"eps": "2/255", "steps": 1}, "epochs": 1},
         },
     }
-    written = yaml.safe_dump({"name": "tiny", "budgets": [0, "2/255", "8/255"], "bands": 4, "tasks": [task]})
+    written = yaml.safe_dump({
+        "name": "tiny", "budgets": [0, "2/255", "8/255"], "bands": 4, "diagnostics": "none", "tasks": [task],
+    })  # fmt: skip
     lines = ["  attacks:", *(f"  {line}" for line in attacks.strip().splitlines())]
     return parse_suite("shared: {steps: &steps " + yaml.safe_dump(STEPS, default_flow_style=True).strip() + "}\n"
                        + written + "\n".join(lines), "tiny")  # fmt: skip
@@ -72,7 +74,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crafting, "craft", counted)
-        patch.setattr("medadv.benchmarks.run.write_report", lambda board, galleries, path: None)  # figures take longest
+        patch.setattr(figures, "png_bytes", lambda figure: b"")  # figures take longest
         board = run_suite(suite(request.param), out=folder)
     return board, folder, made
 

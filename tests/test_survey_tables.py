@@ -14,7 +14,7 @@ from monai.metrics import compute_hausdorff_distance, compute_iou
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 from medadv import metrics
-from medadv.benchmarks import Leaderboard
+from medadv.benchmarks import Leaderboard, figures
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpoints
 from medadv.benchmarks.cli import main
@@ -336,7 +336,8 @@ def test_the_command_reads_a_finished_run(tmp_path, capsys):
 
 def tiny_suite(**changes) -> Suite:
     images = {
-        "name": "lesion-class", "data": "embedded-lesion-class-2d", "test_cases": 8,
+        "name": "lesion-class", "data": "embedded-lesion-class-2d", "data_options": {"subjects": [8, 2, 8]},
+        "test_cases": 8,
         "models": [{"name": "net", "network": "DenseNet", "args": {
             "spatial_dims": 2, "in_channels": 1, "out_channels": 2, "init_features": 4, "growth_rate": 2,
             "block_config": [1, 1]}}],
@@ -346,7 +347,8 @@ def tiny_suite(**changes) -> Suite:
         "attacks": [{"name": "fgsm"}],
     }  # fmt: skip
     voxels = {
-        **images, "name": "lesions", "data": "embedded-lesions-3d", "test_cases": 3,
+        **images, "name": "lesions", "data": "embedded-lesions-3d", "data_options": {"subjects": [4, 2, 3]},
+        "test_cases": 3,
         "models": [{"name": "unet", "network": "UNet", "args": {
             "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [2, 4], "strides": [2]}}],
         "trainings": {"natural": {"epochs": 1, "batch_size": 50}},
@@ -358,7 +360,9 @@ def tiny_suite(**changes) -> Suite:
 def run(tmp_path_factory):
     pytest.importorskip("nilearn", reason="the embedded data need nilearn (extra 'bench')")
     folder = tmp_path_factory.mktemp("run")
-    return folder, run_suite(tiny_suite(hd95=True), out=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "png_bytes", lambda figure: b"")  # figures take longest
+        return folder, run_suite(tiny_suite(hd95=True), out=folder)
 
 
 def test_a_run_writes_the_tables_of_all_its_tasks(run):
