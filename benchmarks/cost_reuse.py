@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.cost_training import Pass, watched
@@ -28,20 +27,8 @@ BUDGETS = ("1/255", "2/255", "4/255", "8/255")
 BARS = {"natural": 4.0, "pgd-at": 1.5}
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long the protocol may take: cases, epochs, and the queries of attacks on scores (None: as in the suite)."""
-
-    cases: int = 12
-    epochs: int = 15
-    queries: int | None = 1000
-
-
-def survey_attacks(queries: int | None = None) -> list[Planned]:
+def survey_attacks() -> list[Planned]:
     """The six attacks of the survey on the model itself: FGSM, PGD, CW, AutoAttack, Square, SimBA.
-
-    Args:
-        queries: of Square and SimBA; None: as in the suite.
 
     Example:
         >>> [attack.label for attack in survey_attacks()]
@@ -51,8 +38,7 @@ def survey_attacks(queries: int | None = None) -> list[Planned]:
     for spec in load_suite(SURVEY).tasks[0].attacks:
         # noise and the ensemble "robust" stand beside the survey's; other rows replay these
         if spec.surrogate is None and spec.name not in ("noise", "robust"):
-            fewer = {"max_iter": queries} if queries and spec.options.get("max_iter") == 5000 else {}
-            found.append(Planned(spec.name, {**spec.options, **fewer}, spec.title or "", spec.per_budget))
+            found.append(Planned(spec.name, spec.options, spec.title or "", spec.per_budget))
     return found
 
 
@@ -77,31 +63,44 @@ def trained_models(data: Dataset, epochs: int) -> dict[str, Estimator]:
     return models
 
 
-def reuse_costs(effort: Effort = Effort(), progress: bool = True) -> pd.DataFrame:
+def reuse_costs(cases: int = 12, epochs: int = 15) -> pd.DataFrame:
     """The survey's six attacks at its four budgets, each on every case, and for the worst cases alone.
 
     Args:
-        effort: how long it may take.
-        progress: a bar on a terminal.
+        cases: of the test cases, all in one batch.
+        epochs: of training.
 
     Returns:
-        A row per model and budget: the mean worst-case score both ways, how many cases score ``higher`` where passes
-        are saved (the bar: none), the attacks' forward and backward passes of a batch both ways, and ``saved``, their
-        ratio. The row ``all`` holds every pass that the network ran, scoring included, with the ``bar`` of its ratio;
-        ``saved_per_case`` counts a pass of a batch as many times as it has cases.
+        The rows of :func:`reuse_of` after natural training and PGD-AT, with the ``bar`` of ``saved_per_case``.
     """
     data = datasets.load(DATA)
-    attacks = survey_attacks(effort.queries)
-    rows = []
-    models = trained_models(data, effort.epochs)
-    with tqdm(total=len(models) * 2, disable=not (progress and sys.stderr.isatty())) as bar:
-        for training, estimator in models.items():
-            ways = []
-            for way in ("every", "worst-case"):
-                ways.append(_run(estimator, data, attacks, way, effort))
-                bar.update()
-            rows += _compared(training, *ways)
-    return pd.DataFrame(rows)
+    tables = [
+        reuse_of(estimator, data, survey_attacks(), BUDGETS, cases).assign(training=training, bar=BARS[training])
+        for training, estimator in trained_models(data, epochs).items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["training", *table.columns.drop("training")]]
+
+
+def reuse_of(
+    estimator: Estimator, data: Dataset, attacks: Sequence[Planned], budgets: Sequence[float | str], cases: int
+) -> pd.DataFrame:
+    """Attacks on every case, and for the worst cases alone.
+
+    Args:
+        estimator: what is attacked.
+        data: its test cases are attacked.
+        attacks: what to run.
+        budgets: above 0.
+        cases: how many, all in one batch.
+
+    Returns:
+        A row per budget: the mean worst-case score both ways, how many cases score ``higher`` where passes are saved
+        (the bar: none), the attacks' forward and backward passes of a batch both ways, and ``saved``, their ratio. The
+        row ``all`` holds every pass that the network ran, scoring included; ``saved_per_case`` counts each as many
+        times as it has cases, as attacks go on with those that are left.
+    """
+    return _compared(*(_run(estimator, data, attacks, budgets, cases, rows) for rows in ("every", "worst-case")))
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,15 @@ class _Way:
     ran_cases: int
 
 
-def _run(estimator: Estimator, data: Dataset, attacks: list[Planned], rows: str, effort: Effort) -> _Way:
+def _run(
+    estimator: Estimator, data: Dataset, attacks: Sequence[Planned], budgets: Sequence[float | str], cases: int,
+    rows: str,
+) -> _Way:  # fmt: skip
     seen: list[Pass | None] = []
     with watched([estimator.network], seen):
         result = evaluate_estimator(
-            estimator, data, attacks, BUDGETS, batch_size=effort.cases, test_cases=effort.cases, rows=rows,
-            diagnostics="none",
-        )  # fmt: skip
+            estimator, data, attacks, budgets, batch_size=cases, test_cases=cases, rows=rows, diagnostics="none"
+        )
     # a pass there and back counts twice
     counted = [(1 + one.image_grad, one.cases) for one in seen if one is not None]
     return _Way(
@@ -129,21 +130,22 @@ def _run(estimator: Estimator, data: Dataset, attacks: list[Planned], rows: str,
     )
 
 
-def _compared(training: str, every: _Way, alone: _Way) -> list[dict[str, Any]]:
+def _compared(every: _Way, alone: _Way) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for theirs, ours in zip(every.worst, alone.worst, strict=True):
         before, after = (one.passes.forward + one.passes.backward for one in (theirs, ours))
         rows.append({
-            "training": training, "eps": f"{theirs.fraction * 255:.3g}/255",
+            "eps": f"{theirs.fraction * 255:.3g}/255",
             "score_every": float(theirs.scores.mean()), "score_reused": float(ours.scores.mean()),
             "higher": int((ours.scores > theirs.scores).sum()), "passes_every": before, "passes_reused": after,
             "saved": before / after if after else np.inf,
         })  # fmt: skip
     rows.append({
-        "training": training, "eps": "all", "higher": sum(row["higher"] for row in rows),
+        "eps": "all", "higher": sum(row["higher"] for row in rows),
         "score_every": np.mean([row["score_every"] for row in rows]),
         "score_reused": np.mean([row["score_reused"] for row in rows]),
         "passes_every": every.ran, "passes_reused": alone.ran, "saved": every.ran / alone.ran,
-        "saved_per_case": every.ran_cases / alone.ran_cases, "bar": BARS[training],
+        "cases_every": every.ran_cases, "cases_reused": alone.ran_cases,
+        "saved_per_case": every.ran_cases / alone.ran_cases,
     })  # fmt: skip
-    return rows
+    return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSeg
 from medadv.attacks import recipe_of
 from medadv.attacks.ensembles import EnsembleAttack, Member
 from medadv.benchmarks import evaluate
+from medadv.benchmarks.cost_reuse import reuse_of, survey_attacks
 from medadv.benchmarks.crafting import Memory, Surrogate, craft
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.economy import worst_case_outcomes
@@ -173,6 +174,18 @@ def test_passes_told_are_those_that_ran():
         if outcome.attack == "worst-case":
             same = [o for o in outcomes if o.threat_set == outcome.threat_set and o is not outcome]
             assert outcome.passes.forward == sum(o.passes.forward for o in same)
+
+
+def test_the_measurement_of_cost_counts_what_ran_both_ways():
+    estimator = estimator_of("classes")
+    table = reuse_of(estimator, data_of(estimator), ATTACKS, BUDGETS, COUNT)
+    assert table.eps.tolist() == ["4/255", "16/255", "48/255", "all"] and (table.higher == 0).all()
+    total = table.iloc[-1]
+    for way in ("every", "reused"):
+        ran, cases = total[f"passes_{way}"], total[f"cases_{way}"]
+        assert ran >= table[f"passes_{way}"][:-1].sum() and ran < cases <= ran * COUNT
+    assert total.saved_per_case == total.cases_every / total.cases_reused > 1.3
+    assert [attack.label for attack in survey_attacks()][-2:] == ["square-5000", "simba-dct-5000"]
 
 
 def test_an_attack_that_two_rows_ask_for_runs_once():
