@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -72,6 +73,16 @@ def acceleration_of(name: str | None) -> Acceleration:
     if name not in ACCELERATIONS:
         raise unknown_name("acceleration", name, ACCELERATIONS)
     return ACCELERATIONS[name]
+
+
+@contextmanager
+def unaccelerated(estimator: Any) -> Iterator[None]:
+    """Runs the block with gradients of the network itself, whatever the attacks of an estimator are accelerated by."""
+    before, estimator.acceleration = estimator.acceleration, NONE
+    try:
+        yield
+    finally:
+        estimator.acceleration = before
 
 
 class SearchNetwork:

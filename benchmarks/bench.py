@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from medadv.adapters.acceleration import unaccelerated
 from medadv.adapters.calibration import calibrate
-from medadv.benchmarks import crafting
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.cell_store import Cell, CellStore
 from medadv.benchmarks.corruptions import check_modality, chosen
-from medadv.benchmarks.crafting import Crafted, Memory, Order, Seen, Surrogate
+from medadv.benchmarks.crafting import Crafted
 from medadv.benchmarks.data.base import Cases
 from medadv.benchmarks.defences import Defended, build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
@@ -28,7 +27,7 @@ from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.kept_images import Kept
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
-from medadv.benchmarks.replays import planned_attacks
+from medadv.benchmarks.replays import StoredMemory, planned_attacks
 from medadv.benchmarks.suites import AUTO, Suite, TaskSpec
 from medadv.benchmarks.trainings import Network, Networks, Trained
 from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule, with_worst_cases
@@ -158,7 +157,7 @@ class TargetBench:
     @cached_property
     def planned(self) -> list[Planned]:
         """The attacks, one for each surrogate where there are several."""
-        memory = StoredMemory(self.bench, self.seed)
+        memory = StoredMemory(self.bench.networks(self.seed))
         return planned_attacks(self.bench.task, self.name, self.bench.networks(self.seed).estimators, memory)
 
     @cached_property
@@ -306,7 +305,7 @@ class TargetBench:
         cell = self._cell("findings", "findings", {"level": level, "budgets": sizes})
 
         def found() -> list[Finding]:
-            with computing_exactly(self.estimator):
+            with unaccelerated(self.estimator):
                 return self.evaluator.findings(level, sizes)
 
         result.findings = self.bench.store.result(cell, found)
@@ -348,42 +347,3 @@ class TargetBench:
 
         cell = self.defended_cell(title, trial)
         return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, tried)]
-
-
-class StoredMemory(Memory):
-    """Images made on surrogates, kept in the store of a run.
-
-    Args:
-        bench: the task.
-        seed: of the trainings.
-    """
-
-    def __init__(self, bench: TaskBench, seed: int) -> None:
-        super().__init__()
-        self.bench = bench
-        self.seed = seed
-
-    def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
-        settings = {
-            "network": self.bench.networks(self.seed)[surrogate.source].settings, "data": self.bench.data_settings,
-            "cases": len(seen.x), "attack": order.name, "options": dict(order.options), "region": order.region,
-            "wanted": order.wanted, "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        cell = Cell("replayed", f"{order.name} on {surrogate.name}", settings)
-
-        def made() -> Crafted:
-            with computing_exactly(surrogate.estimator):
-                return crafting.craft(surrogate.estimator, order, seen)
-
-        found: Crafted = self.bench.store.result(cell, made)
-        return found
-
-
-@contextmanager
-def computing_exactly(estimator: Estimator) -> Iterator[None]:
-    """Runs the block with gradients of the network itself, whatever its attacks are accelerated by."""
-    before, estimator.acceleration = estimator.acceleration, "none"
-    try:
-        yield
-    finally:
-        estimator.acceleration = before

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
-from medadv.benchmarks.leaderboard import COLUMNS as BOARD_COLUMNS
-from medadv.benchmarks.leaderboard import SCHEMA_VERSION
+from medadv.benchmarks.leaderboard_rows import COLUMNS as BOARD_COLUMNS
+from medadv.benchmarks.leaderboard_rows import SCHEMA_VERSION
 from medadv.benchmarks.rankings import MODEL, SAME, Scores, compared, corrected, faced_by, obstacle, scores_of
 from medadv.benchmarks.store import read_table
 from medadv.files import write_text

@@ -16,7 +16,7 @@ from medadv.benchmarks import data as datasets
 from medadv.benchmarks.cost import keep_freed_memory
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of
-from medadv.benchmarks.suites import ModelSpec, TrainingSpec
+from medadv.benchmarks.suite_parts import ModelSpec, TrainingSpec
 from medadv.training import train
 
 DATA = "embedded-lesions-3d"

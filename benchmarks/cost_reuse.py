@@ -16,7 +16,8 @@ from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.evaluate import WORST_CASE
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.outcomes import Outcome, Planned
-from medadv.benchmarks.suites import ModelSpec, TrainingSpec, load_suite
+from medadv.benchmarks.suite_parts import ModelSpec, TrainingSpec
+from medadv.benchmarks.suites import load_suite
 from medadv.benchmarks.trials import evaluate_estimator
 from medadv.training import train
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from medadv.files import write_text
 
 PICTURES = "pictures.json"
 _PNG = "data:image/png;base64,"
+_SIGNATURE = b"\x89PNG\r\n"
 
 
 def read_galleries(folder: Path) -> list[Gallery]:
@@ -25,7 +28,7 @@ def read_galleries(folder: Path) -> list[Gallery]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         found = [Gallery(section, title, note=note, drawn=drawn) for section, title, drawn, note in kept]
-        sound = all(g.section in SECTIONS and (not g.drawn or g.drawn.startswith(_PNG)) for g in found)
+        sound = all(g.section in SECTIONS and (not g.drawn or _is_png(g.drawn)) for g in found)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{str(path)!r} is damaged ({type(error).__name__}); delete it or run the suite anew."
@@ -33,6 +36,16 @@ def read_galleries(folder: Path) -> list[Gallery]:
     if not sound:
         raise ValueError(f"{str(path)!r} holds pictures that are no PNG of a run; delete it or run the suite anew.")
     return found
+
+
+def _is_png(url: str) -> bool:
+    """Whether a URL holds a PNG file itself, and nothing else."""
+    if not url.startswith(_PNG):
+        return False
+    try:
+        return base64.b64decode(url.removeprefix(_PNG), validate=True).startswith(_SIGNATURE)
+    except binascii.Error:
+        return False
 
 
 def write_galleries(galleries: Sequence[Gallery], folder: Path) -> None:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.galleries import write_galleries
-from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.benchmarks.merged_meta import differences, merged_meta, meta_without, renamed_meta
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.sources import COST, MODEL_KEY, ROW_KEY, Source, keys_of, read_sources, told

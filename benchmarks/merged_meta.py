@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medadv.benchmarks.leaderboard import SCHEMA_VERSION
+from medadv.benchmarks.leaderboard_rows import SCHEMA_VERSION
 from medadv.benchmarks.sources import Source
 
 _DATA = ("data",)

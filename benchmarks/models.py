@@ -18,7 +18,7 @@ from torch import nn
 from medadv.adapters import MonaiClassifier, MonaiMultilabelClassifier, MonaiSegmenter
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.networks import NETWORKS
-from medadv.benchmarks.suites import ModelSpec
+from medadv.benchmarks.suite_parts import ModelSpec
 from medadv.decisions import Multilabel
 from medadv.intensities import Intensity
 from medadv.names import unknown_name

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Memory, Surrogate
+import torch
+
+from medadv.adapters.acceleration import unaccelerated
+from medadv.benchmarks import crafting
+from medadv.benchmarks.cell_store import Cell
+from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Crafted, Memory, Order, Seen, Surrogate
 from medadv.benchmarks.outcomes import Planned
 from medadv.benchmarks.suites import TaskSpec
-from medadv.benchmarks.trainings import Trained
+from medadv.benchmarks.trainings import Networks, Trained
 
 
 def planned_attacks(
@@ -39,3 +44,30 @@ def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
     """Whether a surrogate is the target's network, trained without a defence."""
     spec = task.trainings.get(source[1])
     return source[0] == target[0] and spec is not None and spec.recipe == "natural"
+
+
+class StoredMemory(Memory):
+    """Images made on surrogates, kept in the store of a run.
+
+    Args:
+        networks: among which the surrogates are.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
+        settings = {
+            "network": self.networks[surrogate.source].settings, "data": self.networks.data_settings,
+            "cases": len(seen.x), "attack": order.name, "options": dict(order.options), "region": order.region,
+            "wanted": order.wanted, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        cell = Cell("replayed", f"{order.name} on {surrogate.name}", settings)
+
+        def made() -> Crafted:
+            with unaccelerated(surrogate.estimator):
+                return crafting.craft(surrogate.estimator, order, seen)
+
+        found: Crafted = self.networks.store.result(cell, made)
+        return found

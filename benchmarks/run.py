@@ -22,7 +22,8 @@ from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.galleries import write_galleries
 from medadv.benchmarks.jobs import RunSettings, compute, reason_of
-from medadv.benchmarks.leaderboard import Entry, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import Entry
 from medadv.benchmarks.models import Estimator, weights_sha256
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases

@@ -13,7 +13,7 @@ import pandas as pd
 
 from medadv.benchmarks.corruptions import PREFIX
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK, WORST_CASE
-from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.benchmarks.sources import ROW_KEY, Source, keys_of
 from medadv.benchmarks.survey import reference_stays
 from medadv.diagnostics import CHECKS

@@ -12,7 +12,8 @@ import pandas as pd
 
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.galleries import read_galleries
-from medadv.benchmarks.leaderboard import COLUMNS, SCHEMA_VERSION, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import COLUMNS, SCHEMA_VERSION
 from medadv.benchmarks.store import read_run, read_table
 
 MODEL_KEY = ["suite", "dataset", "task", "model", "training", "train_seed"]
@@ -127,7 +128,7 @@ def check_version(version: Any, name: str) -> None:
 
 
 def checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A leaderboard with the columns, and the kinds of values, of :data:`~medadv.benchmarks.leaderboard.COLUMNS`.
+    """A leaderboard with the columns, and the kinds of values, of :data:`~medadv.benchmarks.leaderboard_rows.COLUMNS`.
 
     Raises:
         ValueError: a column that is missing, unknown or of the wrong kind, or rows that contradict each other.

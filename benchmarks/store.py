@@ -20,7 +20,8 @@ import torch
 
 import medadv
 from medadv.benchmarks.evaluate import NO_ATTACK
-from medadv.benchmarks.leaderboard import SCHEMA_VERSION, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import SCHEMA_VERSION
 from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medadv.benchmarks.evaluate import NO_ATTACK, WORST_CASE
-from medadv.benchmarks.leaderboard import DICE_SUCCESS
+from medadv.benchmarks.leaderboard_rows import DICE_SUCCESS
 from medadv.benchmarks.sources import MODEL_KEY, ROW_KEY, keys_of
 from medadv.benchmarks.statistics import mean_interval
 

@@ -15,7 +15,8 @@ from medadv.benchmarks.cell_store import Cell, CellStore
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of, weights_sha256
 from medadv.benchmarks.store import weights_bytes
-from medadv.benchmarks.suites import ModelSpec, TaskSpec, TrainingSpec, trainings_of
+from medadv.benchmarks.suite_parts import ModelSpec, TrainingSpec
+from medadv.benchmarks.suites import TaskSpec, trainings_of
 from medadv.training import Recipe, Validation, train
 
 Trained = tuple[str, str]  # names of model and training

@@ -20,7 +20,7 @@ def findings_of(frame: pd.DataFrame, model_findings: Sequence[Finding]) -> pd.Da
     """All findings on one model: those given, and those on the scores of its rows.
 
     Args:
-        frame: rows of one model, see :data:`~medadv.benchmarks.leaderboard.COLUMNS`.
+        frame: rows of one model, see :data:`~medadv.benchmarks.leaderboard_rows.COLUMNS`.
         model_findings: of the checks that look at the model itself.
 
     Returns:

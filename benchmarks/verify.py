@@ -24,7 +24,7 @@ from medadv.benchmarks.models import build_estimator, load_checkpoint, weights_s
 from medadv.benchmarks.sources import ROW_KEY, check_version, checked, keys_of
 from medadv.benchmarks.store import adversarial_file, provenance, read_run
 from medadv.benchmarks.stored_images import check_allowed, read_images
-from medadv.benchmarks.suites import DefenceSpec, ModelSpec
+from medadv.benchmarks.suite_parts import DefenceSpec, ModelSpec
 from medadv.benchmarks.survey import reference_stays
 from medadv.benchmarks.table_arithmetic import contradictions
 from medadv.intensities import Budget, Intensity

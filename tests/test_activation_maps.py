@@ -17,7 +17,7 @@ from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.models import build_estimator
 from medadv.benchmarks.outcomes import Planned
 from medadv.benchmarks.pictures import SideBySide
-from medadv.benchmarks.suites import ModelSpec
+from medadv.benchmarks.suite_parts import ModelSpec
 from medadv.benchmarks.trials import evaluate_estimator
 from medadv.decisions import Multiclass, Multilabel
 from medadv.intensities import Intensity

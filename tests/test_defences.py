@@ -20,7 +20,8 @@ from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.defences import build_defence
 from medadv.benchmarks.defended import DefenceTrials, DefendedEvaluator, attacks_through
 from medadv.benchmarks.evaluate import Evaluator
-from medadv.benchmarks.leaderboard import Entry, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import Entry
 from medadv.benchmarks.outcomes import Planned
 from medadv.benchmarks.trials import evaluate_estimator, schedule
 from medadv.decisions import Multiclass

@@ -21,7 +21,8 @@ from medadv.benchmarks.crafting import Memory, Surrogate, craft
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.economy import worst_case_outcomes
 from medadv.benchmarks.evaluate import Evaluator, Planned
-from medadv.benchmarks.leaderboard import Entry, Leaderboard, is_own
+from medadv.benchmarks.leaderboard import Leaderboard, is_own
+from medadv.benchmarks.leaderboard_rows import Entry
 from medadv.benchmarks.store import provenance, read_run, write_tables
 from medadv.benchmarks.strength import strength_table
 from medadv.benchmarks.suites import load_suite, parse_suite

@@ -10,7 +10,7 @@ from builders import setting
 
 from medadv.adapters import MonaiMultilabelClassifier
 from medadv.attacks import create
-from medadv.benchmarks.suites import AttackSpec
+from medadv.benchmarks.suite_parts import AttackSpec
 from medadv.decisions import Multiclass, Multilabel
 from medadv.objectives import AllLabels, AnyLabel, LabelShare, Margin, OneLabel, make_objective
 

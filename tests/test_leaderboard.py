@@ -17,7 +17,8 @@ from medadv.benchmarks import evaluate, figures, run_suite
 from medadv.benchmarks.baselines import image_blind_scores
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.evaluate import WORST_CASE, Evaluator, Planned
-from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.benchmarks.suites import Suite
 from medadv.decisions import Multiclass, Multilabel
 from medadv.diagnostics import zero_gradients

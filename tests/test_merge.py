@@ -222,8 +222,13 @@ def test_a_report_is_written_again_as_the_run_wrote_it(finished, tmp_path, capsy
     assert pictures(after) == pictures(before) and after == before
     (folder / "pictures.json").write_text("[[]]")
     assert main(["report", str(folder)]) == 2 and "is damaged" in capsys.readouterr().err
-    (folder / "pictures.json").write_text('[["worst", "title", "https://elsewhere.org/a.png", ""]]')
-    assert main(["report", str(folder)]) == 2 and "no PNG of a run" in capsys.readouterr().err
+    for source in (
+        "https://elsewhere.org/a.png",
+        "data:image/png;base64,iVBORw0KGgo=<script>",
+        "data:image/png;base64,AAAA",
+    ):
+        (folder / "pictures.json").write_text(json.dumps([["worst", "title", source, ""]]))
+        assert main(["report", str(folder)]) == 2 and "no PNG of a run" in capsys.readouterr().err
 
 
 def pictures(page):

@@ -10,7 +10,7 @@ from medadv.attacks import create
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.models import arguments_from_data, build_estimator, build_network
 from medadv.benchmarks.networks import NETWORKS
-from medadv.benchmarks.suites import ModelSpec
+from medadv.benchmarks.suite_parts import ModelSpec
 from medadv.decisions import Decision, Multiclass, Multilabel
 from medadv.diagnostics import zero_gradients
 from medadv.intensities import Intensity

@@ -13,7 +13,8 @@ import pytest
 
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.comparison import Board, compare_boards, described, read_board
-from medadv.benchmarks.leaderboard import COLUMNS, SCHEMA_VERSION, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import COLUMNS, SCHEMA_VERSION
 from medadv.benchmarks.paired import holm, paired_test, rank_sets, sign_flip_p
 from medadv.benchmarks.per_class import per_class
 

@@ -13,7 +13,8 @@ from browser import CHROMIUM, Browser
 
 from medadv.benchmarks.card_drafts import draft
 from medadv.benchmarks.cli import main
-from medadv.benchmarks.leaderboard import COLUMNS, Leaderboard
+from medadv.benchmarks.leaderboard import Leaderboard
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.benchmarks.site import Site, collect, page, write_site
 from medadv.benchmarks.site_data import MADE, as_json, budget_label, payload
 from medadv.benchmarks.sources import Source
@@ -165,7 +166,7 @@ def poison(results):
     meta["data"][EVIL] = {"name": EVIL, "source": EVIL, "notes": [EVIL], "sha256": EVIL}
     path.write_text(json.dumps(meta))
     pictures = json.loads((results / "tiny" / "pictures.json").read_text())
-    pictures[0] = [pictures[0][0], EVIL, pictures[0][2] + '"' + EVIL, EVIL]
+    pictures[0] = [pictures[0][0], EVIL, pictures[0][2], EVIL]
     (results / "tiny" / "pictures.json").write_text(json.dumps(pictures))
     card = json.loads((results / "disc.card.json").read_text())
     card.update(name=EVIL, licence=EVIL, notes=EVIL)

@@ -20,7 +20,7 @@ from medadv.benchmarks.baselines import image_blind_diagnosis, image_blind_endpo
 from medadv.benchmarks.cli import main
 from medadv.benchmarks.data.base import Cases, Dataset
 from medadv.benchmarks.endpoints import Diagnosis
-from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.benchmarks.run import run_suite
 from medadv.benchmarks.store import read_run, write_tables
 from medadv.benchmarks.suites import Suite

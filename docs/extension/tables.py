@@ -19,7 +19,7 @@ from medadv.benchmarks.cli import parser
 from medadv.benchmarks.corruptions import CORRUPTIONS, GROUPS
 from medadv.benchmarks.data import COLLECTIONS
 from medadv.benchmarks.data.volumes import DATALISTS, DECATHLON
-from medadv.benchmarks.leaderboard import COLUMNS
+from medadv.benchmarks.leaderboard_rows import COLUMNS
 from medadv.diagnostics import CHECKS
 from medadv.feature_detectors import FEATURE_DETECTORS
 from medadv.objectives import OBJECTIVES
