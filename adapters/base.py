@@ -223,7 +223,7 @@ class MonaiEstimator(PyTorchEstimator):
         """Checked images on the model's device, in the network's precision."""
         images = x.detach().as_subclass(Tensor) if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
         self.check_images(images)
-        return images.to(self._device, next(self.model.parameters()).dtype)
+        return images.to(self._device, dtype_of(self.model))
 
     def referred(self, images: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         """Canonical reference of some images and where it counts, from any usual form of it."""
@@ -280,6 +280,11 @@ def device_of(network: nn.Module, device: torch.device | str | None) -> torch.de
     if device is not None:
         return torch.device(device)
     return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision of a network; float32 where nothing says."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def check_input_shape(input_shape: tuple[int, ...]) -> None:

@@ -27,6 +27,7 @@ from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.utils import allow_missing_keys_mode
 from torch import Tensor, nn
 
+from medadv.adapters.base import device_of, dtype_of
 from medadv.adapters.deployed import DeployedModel
 from medadv.adapters.heads import Head
 from medadv.decisions import Decision, as_plain_tensor
@@ -190,7 +191,9 @@ class Deployment:
         shown = data[self.input_key]
         model = self.model()
         with left_as_found(model), torch.no_grad():
-            logits = model.eval()(shown.as_subclass(Tensor)[None].to(self._place(), self._dtype()))[0]
+            logits = model.eval()(
+                shown.as_subclass(Tensor)[None].to(device_of(self.network, self.device), dtype_of(self.network))
+            )[0]
         found = MetaTensor(logits.cpu(), meta=shown.meta) if self.segments else logits.cpu()
         after = self.applied(self._after(), {**data, self.prediction_key: found})
         return self._hard(as_plain_tensor(after[self.prediction_key])[None], sides if self.segments else ())
@@ -198,21 +201,13 @@ class Deployment:
     def model(self, **options: Any) -> DeployedModel:
         """Network, inferer and head as one module; ``options`` are those of the input and output transform."""
         return DeployedModel(
-            self.network.to(self._place()),
+            self.network.to(device_of(self.network, self.device)),
             channels=self.decision.channels,
             segments=self.segments,
             inferer=self.inferer,
             head=self.head,
             **options,
         )
-
-    def _place(self) -> torch.device:
-        if self.device is not None:
-            return torch.device(self.device)
-        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
-
-    def _dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
     def _after(self) -> list[Any]:
         """The postprocessing, which ends on the grid of the file."""

@@ -25,7 +25,7 @@ COLOURS = (
     "#1f2d86", "#ff9f40",
 )  # fmt: skip
 _COLUMNS = 3
-_CELL, _TITLE, _GAP = 3.0, 0.32, 0.06  # inches: a panel of a sheet, the two lines above it, the space between panels
+_CELL, _TITLE, _GAP = 3.0, 0.36, 0.06  # inches: a panel of a sheet, the two lines above it, the space between panels
 _IN_THE_PANEL = 8  # more curves have their legend beside the panel
 
 

@@ -26,7 +26,8 @@ from medadv.benchmarks.suites import Suite
 from medadv.files import write_bytes, write_text
 
 _TABLES = ("leaderboard.csv", "cases.csv", "endpoints.csv", "leaderboard.meta.json")
-_WORDS = ("unit", "case", "patient")
+# columns of words, whatever they look like and where all are empty
+_WORDS = ("unit", "case", "patient", "flag", "flags", "advice", "call", "note")
 _OFTEN_EMPTY = ("reused", "error")  # columns of words that may be empty in every row
 _VERSIONED = (
     "torch", "monai", "adversarial-robustness-toolbox", "numpy", "scipy", "pandas", "scikit-learn", "torchattacks",

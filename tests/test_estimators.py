@@ -209,6 +209,18 @@ def test_normalize_intensity_of_monai_hides_its_statistics_from_the_gradient() -
     assert not np.allclose(gradient["MONAI"], gradient["exact"], rtol=1e-2), "MONAI differentiates its statistics now"
 
 
+def test_a_network_without_parameters_is_asked_in_float32() -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = x.flatten(1).mean(1, keepdim=True)
+            return torch.cat([z, -z], 1)
+
+    estimator = MonaiClassifier(Mean(), (1, 4, 4), decision=Multiclass(2))
+    x = np.full((2, 1, 4, 4), 0.25)
+    np.testing.assert_array_equal(estimator.predict(x), [[0.25, -0.25]] * 2)
+    np.testing.assert_array_equal(estimator.class_gradient(x, 1), np.full((2, 1, 1, 4, 4), -1 / 16))
+
+
 def test_a_transform_that_gives_float32_fits_a_float64_network() -> None:
     estimator = build("multiclass", 2, dtype=torch.float64, input_transform=ScaleIntensityRange(0, 1, -1, 1))
     assert estimator.loss_gradient(images(2), reference("multiclass", 2)).dtype == np.float32

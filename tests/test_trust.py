@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import masked
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from masked import EPS, quantised
 from medadv.benchmarks import evaluate
 from medadv.benchmarks.report import doubts, write_report
 from medadv.benchmarks.run import _as_dataset
-from medadv.benchmarks.store import read_run, write_tables
+from medadv.benchmarks.store import read_run, read_table, write_tables
 from medadv.benchmarks.suites import parse_suite
 from medadv.benchmarks.trials import evaluate_estimator
 from medadv.benchmarks.trust import MODEL, SCOPE, findings_of, flagged
@@ -134,3 +136,11 @@ def test_suites_know_the_key():
     assert parse_suite(text % "full", "x").diagnostics == "full"
     with pytest.raises(ValueError, match="diagnostics: Input should be 'basic', 'full' or 'none'"):
         parse_suite(text % "most", "x")
+
+
+def test_words_of_a_table_stay_words_where_they_look_like_numbers_or_all_are_empty(tmp_path):
+    (tmp_path / "t.csv").write_text("case,unit,flag,error,value\n001,1,,,0.5\n")
+    table = read_table(tmp_path / "t.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert table.fillna({"flag": ""}).iloc[0].tolist() == ["001", "1", "", "", 0.5]
