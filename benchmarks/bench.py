@@ -27,9 +27,9 @@ from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.kept_images import Kept
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
-from medadv.benchmarks.replays import StoredMemory, planned_attacks
+from medadv.benchmarks.replays import LostSurrogate, StoredMemory, planned_attacks
 from medadv.benchmarks.suites import AUTO, Suite, TaskSpec
-from medadv.benchmarks.trainings import Network, Networks, Trained
+from medadv.benchmarks.trainings import Network, Networks, Trained, TrainingFailedError
 from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule, with_worst_cases
 from medadv.diagnostics import Finding
 
@@ -198,7 +198,7 @@ class TargetBench:
         source: dict[str, Any] = {}
         if surrogate is not None:
             source = {
-                "surrogate": self.bench.networks(self.seed)[surrogate.source].settings,
+                "surrogate": self.bench.networks(self.seed).settings_of(surrogate.source),
                 "access": surrogate.access,
             }
         return self._cell(kind, trial.label, {
@@ -290,6 +290,9 @@ class TargetBench:
         plan, cell = self.schedule, self.worst_cell
 
         def made() -> list[Outcome]:
+            for planned in plan.planned:
+                if isinstance(planned.surrogate, LostSurrogate):
+                    raise TrainingFailedError(planned.surrogate.reason)
             return worst_case_outcomes(self.evaluator, plan.planned, plan.sizes, keep_images=True)
 
         return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, made)]

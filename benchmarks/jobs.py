@@ -17,6 +17,7 @@ from medadv.attacks import recipe_of
 from medadv.benchmarks.bench import TargetBench, TaskBench
 from medadv.benchmarks.cell_store import CellStore, digest
 from medadv.benchmarks.distribution import Cluster, Job, run_jobs
+from medadv.benchmarks.outcomes import reason_of
 from medadv.benchmarks.replays import planned_attacks
 from medadv.benchmarks.store import versions
 from medadv.benchmarks.suites import Suite
@@ -214,12 +215,6 @@ def _reason(config: str, compute_it: Any) -> dict[str, str]:
     except Exception as error:  # whatever a cell raises, the others go on
         return {config: reason_of(error)}
     return {}
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _lost(settings: RunSettings, key: Any, reason: str) -> Mapping[str, str]:

@@ -152,6 +152,12 @@ class Failure:
     fraction: float = np.nan
 
 
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
 @dataclass
 class Evaluation:
     """All outcomes of one estimator on the test cases of a data set, and the attacks that raised."""

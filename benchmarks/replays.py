@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from medadv.benchmarks.cell_store import Cell
 from medadv.benchmarks.crafting import NO_BOX, SEMI_WHITE_BOX, Crafted, Memory, Order, Seen, Surrogate
 from medadv.benchmarks.outcomes import Planned
 from medadv.benchmarks.suites import TaskSpec
-from medadv.benchmarks.trainings import Networks, Trained
+from medadv.benchmarks.trainings import Networks, Trained, TrainingFailedError
 
 
 def planned_attacks(
@@ -34,10 +34,28 @@ def planned_attacks(
         sources = [] if spec.surrogate is None else spec.surrogate.sources(target, trained)
         for source in sources:
             access = SEMI_WHITE_BOX if _undefended_twin(task, source, target) else NO_BOX
-            surrogate = Surrogate("/".join(source), trained[source], access, memory or Memory())
+            surrogate = _surrogate(source, trained, access, memory or Memory())
             planned.append(replace(plain, title=spec.label_of(source), surrogate=surrogate))
         planned += [plain] if spec.surrogate is None else []
     return planned
+
+
+def _surrogate(source: Trained, trained: Mapping[Trained, Any], access: str, memory: Memory) -> Surrogate:
+    name = "/".join(source)
+    try:
+        return Surrogate(name, trained[source], access, memory)
+    except TrainingFailedError as error:  # the other attacks go on
+        return LostSurrogate(name, None, access, memory, reason=f"training of surrogate {name} failed: {error}")  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LostSurrogate(Surrogate):
+    """A surrogate whose training has failed, for the ``reason`` given."""
+
+    reason: str = ""
+
+    def craft(self, target: Any, order: Order, seen: Seen) -> Crafted:
+        raise TrainingFailedError(self.reason)
 
 
 def _undefended_twin(task: TaskSpec, source: Trained, target: Trained) -> bool:
@@ -59,7 +77,7 @@ class StoredMemory(Memory):
 
     def recall(self, surrogate: Surrogate, order: Order, seen: Seen) -> Crafted:
         settings = {
-            "network": self.networks[surrogate.source].settings, "data": self.networks.data_settings,
+            "network": self.networks.settings_of(surrogate.source), "data": self.networks.data_settings,
             "cases": len(seen.x), "attack": order.name, "options": dict(order.options), "region": order.region,
             "wanted": order.wanted, "threads": torch.get_num_threads(),
         }  # fmt: skip

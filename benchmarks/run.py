@@ -21,11 +21,11 @@ from medadv.benchmarks.distribution import Cluster, fair_share
 from medadv.benchmarks.evaluate import IMAGE_BLIND, NO_ATTACK
 from medadv.benchmarks.figures import Gallery
 from medadv.benchmarks.galleries import write_galleries
-from medadv.benchmarks.jobs import RunSettings, compute, reason_of
+from medadv.benchmarks.jobs import RunSettings, compute
 from medadv.benchmarks.leaderboard import Leaderboard
 from medadv.benchmarks.leaderboard_rows import Entry
 from medadv.benchmarks.models import Estimator, weights_sha256
-from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
+from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned, reason_of
 from medadv.benchmarks.pictures import SideBySide, attacked, worst_cases
 from medadv.benchmarks.report import write_report
 from medadv.benchmarks.store import (
@@ -207,7 +207,10 @@ class _Run:
             compared = {
                 model.name: SideBySide(f"{task.name}-{model.name}-{seed}", model.cam_layer) for model in task.models
             }
-            for name in bench.networks(seed).names:
+            networks = bench.networks(seed)
+            known = {name: self.failed.get(networks.cell(name).config) for name in networks.names}
+            networks.failed.update({name: reason for name, reason in known.items() if reason is not None})
+            for name in networks.names:
                 self._target(bench, name, seed, compared[name[0]])
             for pictures in compared.values():
                 self.galleries += pictures.galleries()
@@ -225,15 +228,12 @@ class _Run:
         flags = ("single-train-seed",) if len(bench.seeds) == 1 else ()
         entry = Entry(self.suite.name, bench.task.name, *name, seed, self.suite.seed, flags)
         networks = bench.networks(seed)
-        known = self.failed.get(networks.cell(name).config)
         try:
-            target = bench.target(name, seed) if known is None else None
+            target = bench.target(name, seed)
         except Exception as error:  # whatever a training raises, the other models go on
-            known = self.failed[networks.cell(name).config] = reason_of(error)
-            target = None
-        if target is None:
-            self._tell(f"training of {networks.label(name)}", str(known))
-            self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"training failed: {known}")])
+            reason = reason_of(error)
+            self._tell(f"training of {networks.label(name)}", reason)
+            self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"training failed: {reason}")])
             return
         self._describe(networks, name)
         if target.calibration is not None:

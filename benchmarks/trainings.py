@@ -14,12 +14,17 @@ import torch
 from medadv.benchmarks.cell_store import Cell, CellStore
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.models import Estimator, build_estimator, reference_of, weights_sha256
+from medadv.benchmarks.outcomes import reason_of
 from medadv.benchmarks.store import weights_bytes
 from medadv.benchmarks.suite_parts import ModelSpec, TrainingSpec
 from medadv.benchmarks.suites import TaskSpec, trainings_of
 from medadv.training import Recipe, Validation, train
 
 Trained = tuple[str, str]  # names of model and training
+
+
+class TrainingFailedError(ValueError):
+    """There is no such network, as its training has raised; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Networks:
         seed: of weights, shuffling and attacks.
         store: where trained networks are kept.
         bars: show progress bars.
+        failed: why there is no such network; what has failed is not tried again.
     """
 
     task: TaskSpec
@@ -63,6 +69,7 @@ class Networks:
     seed: int
     store: CellStore
     bars: bool = False
+    failed: dict[Trained, str] = field(default_factory=dict)
     _known: dict[Trained, Network] = field(default_factory=dict)
 
     @property
@@ -90,9 +97,19 @@ class Networks:
         return f"{self.task.name}-{name[0]}-{name[1]}-{self.seed}"
 
     def __getitem__(self, name: Trained) -> Network:
+        if name in self.failed:
+            raise TrainingFailedError(self.failed[name])
         if name not in self._known:
-            self._known[name] = self._network(name)
+            try:
+                self._known[name] = self._network(name)
+            except Exception as error:  # whatever a training raises, the others go on
+                self.failed[name] = reason_of(error)
+                raise TrainingFailedError(self.failed[name]) from error
         return self._known[name]
+
+    def settings_of(self, name: Trained) -> dict[str, Any]:
+        """All that decides what a network answers; of one whose training has failed, what was to decide it."""
+        return {"failed": self.cell(name).config} if name in self.failed else self[name].settings
 
     def _specs(self, name: Trained) -> tuple[ModelSpec, TrainingSpec | None]:
         model = next(model for model in self.task.models if model.name == name[0])

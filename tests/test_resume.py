@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_leaderboard import discs_by_name, segmentation, tiny_suite  # noqa: F401
 
-from medadv.benchmarks import cell_store, crafting, economy, figures, run, run_suite, trainings
+from medadv.benchmarks import cell_store, crafting, economy, figures, jobs, run, run_suite, trainings
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.suites import Suite
@@ -289,6 +289,54 @@ def test_a_training_that_raises_takes_only_its_own_model_along(discs_by_name, tm
     assert lost.error.tolist() == ["training failed: RuntimeError: out of memory"]
     assert lost.training.tolist() == ["pgd-at"] and lost.train_seed.tolist() == [0]
     assert len(board.frame[(board.frame.training == "pgd-at") & (board.frame.error == "")])
+
+
+REPLAYED = [
+    {"name": "pgd-dice", "options": {"max_iter": 2}},
+    {
+        "name": "pgd-dice",
+        "title": "replayed",
+        "options": {"max_iter": 2},
+        "surrogate": {"model": "all", "training": "all"},
+    },
+]
+ONE_EPOCH = {
+    "natural": {"epochs": 1},
+    "pgd-at": {"recipe": "pgd-at", "options": {"eps": "2/255", "steps": 1}, "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("rows", ["every", "worst-case"])
+@pytest.mark.parametrize(("call", "lost", "left"), [(1, "natural", "pgd-at"), (2, "pgd-at", "natural")])
+def test_a_surrogate_that_could_not_be_trained_takes_only_its_images_along(
+    discs_by_name, tmp_path, capsys, call, lost, left, rows  # noqa: F811
+):  # fmt: skip
+    suite = tiny_suite(attacks=REPLAYED, trainings=ONE_EPOCH).model_copy(update={"rows": rows})
+    with pytest.MonkeyPatch.context() as patch:
+        trained = break_at(patch, trainings, "train", call, RuntimeError("out of memory"))
+        board = run_suite(suite, out=tmp_path)
+    assert len(trained) == 2, "what has failed is not tried again"
+    failures = board.failures.set_index("training").error
+    reason = f"training of surrogate unet/{lost} failed: RuntimeError: out of memory"
+    assert failures[lost] == "training failed: RuntimeError: out of memory" and failures[left] == reason
+    attacked = board.frame[(board.frame.training == left) & (board.frame.error == "")]
+    if rows == "every":
+        assert attacked.attack.tolist() == ["none", "noise", "pgd-dice", "worst-case"]
+        worst = attacked[attacked.attack == "worst-case"]
+        assert worst["flags"].str.contains(f"without-failed=replayed from unet/{lost}").all()
+    assert run_suite(suite, out=tmp_path).failures.empty, "what failed is tried again"
+
+
+def test_on_a_worker_a_lost_surrogate_is_the_reason_of_its_cells_alone(discs_by_name, tmp_path, monkeypatch):  # noqa: F811
+    settings = jobs.RunSettings(tiny_suite(attacks=REPLAYED, trainings=ONE_EPOCH), tmp_path, threads=1)
+    break_at(monkeypatch, trainings, "train", 2, RuntimeError("out of memory"))
+    path = str(settings.write())
+    keys = [job.key for job in jobs.jobs_of(settings.bench("discs", settings.store()))]
+    told = {key: jobs.do(path, key) for key in keys if key[3] == "natural" or key[-1] < 0}
+    assert [list(reasons.values()) for reasons in told.values() if reasons] == [
+        ["RuntimeError: out of memory"],
+        ["training of surrogate unet/pgd-at failed: RuntimeError: out of memory"],
+    ]
 
 
 def test_a_folder_with_another_suite_or_a_damaged_one_is_refused(finished):
