@@ -29,7 +29,7 @@ from medadv.benchmarks.models import Estimator, build_estimator, reference_of
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.benchmarks.replays import LostSurrogate, StoredMemory, planned_attacks
 from medadv.benchmarks.suites import AUTO, Suite, TaskSpec
-from medadv.benchmarks.trainings import Network, Networks, Trained, TrainingFailedError
+from medadv.benchmarks.trainings import Network, Networks, Trained
 from medadv.benchmarks.trials import Corruption, Schedule, Trial, assembled, schedule, with_worst_cases
 from medadv.diagnostics import Finding
 
@@ -265,7 +265,11 @@ class TargetBench:
     def evaluation(self, outcome_of: Callable[[Trial | Corruption], Outcome | Failure]) -> Evaluation:
         """All outcomes with their worst cases; ``outcome_of`` is one of the methods above or tells of a failure."""
         if self.economical:
-            result = with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of)
+            lost = [
+                trial.failed(trial.planned.surrogate.reason, self.estimator.intensity)
+                for trial in self.schedule.attacks if isinstance(trial.planned.surrogate, LostSurrogate)
+            ]  # fmt: skip
+            result = with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of, lost)
             return self._with_findings(result)
         result = assembled(self.evaluator, self.schedule, outcome_of)
         if any(outcome.images is not None and np.isnan(outcome.images).any() for outcome in result.outcomes):
@@ -290,10 +294,8 @@ class TargetBench:
         plan, cell = self.schedule, self.worst_cell
 
         def made() -> list[Outcome]:
-            for planned in plan.planned:
-                if isinstance(planned.surrogate, LostSurrogate):
-                    raise TrainingFailedError(planned.surrogate.reason)
-            return worst_case_outcomes(self.evaluator, plan.planned, plan.sizes, keep_images=True)
+            there = [planned for planned in plan.planned if not isinstance(planned.surrogate, LostSurrogate)]
+            return worst_case_outcomes(self.evaluator, there, plan.sizes, keep_images=True)
 
         return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, made)]
 

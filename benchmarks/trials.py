@@ -10,7 +10,7 @@ from medadv.attacks import recipe_of
 from medadv.benchmarks.corruptions import SEVERITIES, chosen
 from medadv.benchmarks.data.base import Dataset
 from medadv.benchmarks.economy import worst_case_outcomes
-from medadv.benchmarks.evaluate import Evaluator
+from medadv.benchmarks.evaluate import WORST_CASE, Evaluator
 from medadv.benchmarks.models import Estimator
 from medadv.benchmarks.outcomes import Evaluation, Failure, Outcome, Planned
 from medadv.intensities import Intensity
@@ -149,11 +149,16 @@ def assembled(
 
 def with_worst_cases(
     evaluator: Evaluator, plan: Schedule, found: Sequence[Outcome],
-    outcome_of: Callable[[Trial | Corruption], Outcome | Failure],
+    outcome_of: Callable[[Trial | Corruption], Outcome | Failure], failures: Sequence[Failure] = (),
 ) -> Evaluation:  # fmt: skip
-    """What :func:`~medadv.benchmarks.economy.worst_case_outcomes` found, after the clean images; and corruptions."""
+    """What :func:`~medadv.benchmarks.economy.worst_case_outcomes` found, after the clean images; and corruptions.
+
+    ``failures`` are of attacks that could not be among them.
+    """
     result = assembled(evaluator, Schedule([], [], plan.corruptions), outcome_of)
-    result.outcomes[1:1] = found
+    missing = list(dict.fromkeys(failure.attack for failure in failures))
+    result.outcomes[1:1] = [_flagged([each], missing)[0] if each.attack == WORST_CASE else each for each in found]
+    result.failures[:0] = failures
     return result
 
 
