@@ -137,6 +137,7 @@ class TargetBench:
         self.network: Network = bench.networks(seed)[name]
         self.estimator = self.network.estimator
         self.calibration: pd.DataFrame | None = None
+        self._behind: dict[str, DefenceTrials] = {}
         self.estimator.acceleration = self._acceleration()
 
     def _acceleration(self) -> str:
@@ -269,14 +270,14 @@ class TargetBench:
                 trial.failed(trial.planned.surrogate.reason, self.estimator.intensity)
                 for trial in self.schedule.attacks if isinstance(trial.planned.surrogate, LostSurrogate)
             ]  # fmt: skip
-            result = with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of, lost)
-            return self._with_findings(result)
+            return with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of, lost)
         result = assembled(self.evaluator, self.schedule, outcome_of)
         if any(outcome.images is not None and np.isnan(outcome.images).any() for outcome in result.outcomes):
             for trial in self.schedule.attacks:
-                self.images(trial)
+                if isinstance(outcome_of(trial), Outcome):
+                    self.images(trial)
             result = assembled(self.evaluator, self.schedule, outcome_of)
-        return self._with_findings(result)
+        return result
 
     @property
     def economical(self) -> bool:
@@ -305,29 +306,39 @@ class TargetBench:
         data, cases = self.bench.data, self.evaluator.cases
         return Evaluation(data, cases, self.estimator.segments, [self.evaluator.clean], [], [failure])
 
-    def _with_findings(self, result: Evaluation) -> Evaluation:
-        level, sizes = self.bench.suite.diagnostics, self.schedule.sizes
-        cell = self._cell("findings", "findings", {"level": level, "budgets": sizes})
+    @property
+    def findings_cell(self) -> Cell:
+        """The cell of the checks that look at the model itself."""
+        return self._cell("findings", "checks", {
+            "level": self.bench.suite.diagnostics, "budgets": self.schedule.sizes,
+        })  # fmt: skip
+
+    def findings(self) -> list[Finding]:
+        """What the checks find that look at the model itself."""
 
         def found() -> list[Finding]:
             with unaccelerated(self.estimator):
-                return self.evaluator.findings(level, sizes)
+                return self.evaluator.findings(self.bench.suite.diagnostics, self.schedule.sizes)
 
-        result.findings = self.bench.store.result(cell, found)
-        return result
+        kept: list[Finding] = self.bench.store.result(self.findings_cell, found)
+        return kept
 
-    @cached_property
-    def defences(self) -> dict[str, DefenceTrials]:
-        """Its defences, by title."""
-        found = {}
-        for title, spec in self.bench.task.defences.items():
-            if spec.trainings is None or self.name[1] in spec.trainings:
-                defence = self.bench.defence(title, self.estimator, fitted=True)
-                clean = self._cell("clean", f"clean images behind {title}", self._defence_settings(title))
-                evaluator = DefendedEvaluator(defence, self.bench.data, clean=self._kept(clean), **self._judging)
-                through = attacks_through(defence, self.planned, spec.attacks)
-                found[title] = DefenceTrials(evaluator, through, self.bench.keep_images, self.bench.suite.diagnostics)
-        return found
+    @property
+    def defences(self) -> list[str]:
+        """Titles of its defences."""
+        specs = self.bench.task.defences.items()
+        return [title for title, spec in specs if spec.trainings is None or self.name[1] in spec.trainings]
+
+    def behind(self, title: str) -> DefenceTrials:
+        """What is tried on it behind a defence, which is fitted once."""
+        if title not in self._behind:
+            defence = self.bench.defence(title, self.estimator, fitted=True)
+            clean = self._cell("clean", f"clean images behind {title}", self._defence_settings(title))
+            evaluator = DefendedEvaluator(defence, self.bench.data, clean=self._kept(clean), **self._judging)
+            through = attacks_through(defence, self.planned, self.bench.task.defences[title].attacks)
+            level = self.bench.suite.diagnostics
+            self._behind[title] = DefenceTrials(evaluator, through, self.bench.keep_images, level)
+        return self._behind[title]
 
     def _kept(self, cell: Cell) -> Callable[[Callable[[], Outcome]], Outcome]:
         return lambda make: self._flagged(cell, self.bench.store.result(cell, make))
@@ -348,7 +359,7 @@ class TargetBench:
             undefended = self.outcome(trial)
             facts = {name: getattr(undefended, name) for name in _FACTS}
             crafted = Crafted(self.images(trial), undefended.reference, facts)
-            return self.defences[title].tried(trial.planned, crafted, trial.eps)
+            return self.behind(title).tried(trial.planned, crafted, trial.eps)
 
         cell = self.defended_cell(title, trial)
         return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, tried)]

@@ -202,8 +202,12 @@ def _try(target: TargetBench, trial: Trial | Corruption) -> dict[str, str]:
     failed = _reason(target.cell(trial).config, lambda: target.outcome(trial))
     if isinstance(trial, Corruption):
         return failed
-    for title, trials in target.defences.items():
-        if trials.concerned(trial.planned):
+    for title in target.defences:
+        try:
+            concerned = target.behind(title).concerned(trial.planned)
+        except Exception:  # whoever makes the tables meets it again and tells
+            continue
+        if concerned:
             cell = target.defended_cell(title, trial)
             failed |= _reason(cell.config, partial(target.defended, title, trial))
     return failed

@@ -231,15 +231,17 @@ class _Run:
         try:
             target = bench.target(name, seed)
         except Exception as error:  # whatever a training raises, the other models go on
-            reason = reason_of(error)
-            self._tell(f"training of {networks.label(name)}", reason)
-            self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"training failed: {reason}")])
+            self._lost(bench, entry, "training", error)
             return
         self._describe(networks, name)
         if target.calibration is not None:
             told = self.board.meta.setdefault("acceleration", {})
             told[target.label] = json.loads(target.calibration.to_json(orient="records"))
-        result = self._evaluated(target)
+        try:
+            result = self._evaluated(target)
+        except Exception as error:  # of the clean images; those of attacks and checks are rows of their own
+            self._lost(bench, entry, "evaluation", error)
+            return
         self.board.add(entry, result)
         if attacked(result):
             if result.segments:
@@ -249,6 +251,12 @@ class _Run:
         self._defended(target, entry)
         if not result.failures:
             target.prune(result)
+
+    def _lost(self, bench: TaskBench, entry: Entry, what: str, error: Exception) -> None:
+        """The one row of a model of which nothing else can be told."""
+        reason = reason_of(error)
+        self._tell(f"{what} of {_label(entry)}", reason)
+        self.board.add_failures(entry, bench.data, bench.cases, [Failure(NO_ATTACK, f"{what} failed: {reason}")])
 
     def _describe(self, networks: Networks, name: Trained) -> None:
         network, label = networks[name], networks.label(name)
@@ -270,7 +278,13 @@ class _Run:
                 made = self._attempted(target.worst_cell, target.worst_cases)
                 if isinstance(made, str):
                     return target.without_attacks(made)
-            return target.evaluation(outcome_of)
+            result = target.evaluation(outcome_of)
+        found = self._attempted(target.findings_cell, target.findings)
+        if isinstance(found, str):
+            result.failures.append(Failure("diagnostics", found))
+        else:
+            result.findings = found
+        return result
 
     def _attempted(self, cell: Cell, compute: Callable[[], T]) -> T | str:
         """A result, or why there is none."""
@@ -288,24 +302,31 @@ class _Run:
         print(f"medadv: {what} failed: {reason}", file=sys.stderr)
 
     def _defended(self, target: TargetBench, entry: Entry) -> None:
-        for title, trials in target.defences.items():
-            found: list[Outcome] = []
-            failures: list[Failure] = []
-            for trial in target.schedule.attacks:
-                if trials.concerned(trial.planned):
-                    cell = target.defended_cell(title, trial)
-                    made = self._attempted(cell, partial(target.defended, title, trial))
-                    if isinstance(made, str):
-                        failures.append(trial.failed(made, target.estimator.intensity))
-                    else:
-                        found += made
+        for title in target.defences:
             behind = replace(entry, training=f"{entry.training}+{title}")
-            defended = trials.evaluation(found, failures)
-            self.board.add(behind, defended)
-            self.board.meta.setdefault("defences", {})[_label(behind)] = {
-                **trials.evaluator.defence.facts, "attacks": [attack.label for attack in trials.attacks],
-            }  # fmt: skip
-            self._save_images(behind, defended)
+            try:
+                self._behind(target, title, behind)
+            except Exception as error:  # whatever a defence raises, the others go on
+                self._lost(target.bench, behind, "defence", error)
+
+    def _behind(self, target: TargetBench, title: str, entry: Entry) -> None:
+        """One model behind one defence."""
+        trials = target.behind(title)
+        found: list[Outcome] = []
+        failures: list[Failure] = []
+        for trial in target.schedule.attacks:
+            if trials.concerned(trial.planned):
+                made = self._attempted(target.defended_cell(title, trial), partial(target.defended, title, trial))
+                if isinstance(made, str):
+                    failures.append(trial.failed(made, target.estimator.intensity))
+                else:
+                    found += made
+        defended = trials.evaluation(found, failures)
+        self.board.add(entry, defended)
+        self.board.meta.setdefault("defences", {})[_label(entry)] = {
+            **trials.evaluator.defence.facts, "attacks": [attack.label for attack in trials.attacks],
+        }  # fmt: skip
+        self._save_images(entry, defended)
 
     def _save_images(self, entry: Entry, result: Evaluation) -> None:
         for outcome in result.outcomes if self.save else ():

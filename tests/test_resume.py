@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_leaderboard import discs_by_name, segmentation, tiny_suite  # noqa: F401
 
-from medadv.benchmarks import cell_store, crafting, economy, figures, jobs, run, run_suite, trainings
+from medadv.benchmarks import bench, cell_store, crafting, economy, figures, jobs, run, run_suite, trainings
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.evaluate import Evaluator
 from medadv.benchmarks.suites import Suite
@@ -336,6 +336,34 @@ def test_on_a_worker_a_lost_surrogate_is_the_reason_of_its_cells_alone(discs_by_
         ["RuntimeError: out of memory"],
         ["training of surrogate unet/pgd-at failed: RuntimeError: out of memory"],
     ]
+
+
+@pytest.mark.parametrize(("place", "name", "row", "reason", "left"), [
+    (Evaluator, "_clean", "none", "evaluation failed: RuntimeError: out of memory", []),
+    (Evaluator, "findings", "diagnostics", "RuntimeError: out of memory", ["none", "noise", "pgd-dice", "worst-case"]),
+])  # fmt: skip
+def test_clean_images_and_checks_that_raise_are_rows_too(discs_by_name, tmp_path, place, name, row, reason, left):  # noqa: F811
+    suite = tiny_suite(trainings=ONE_EPOCH)
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, place, name, 1, RuntimeError("out of memory"))
+        board = run_suite(suite, out=tmp_path)
+    lost = board.failures
+    assert lost[["training", "attack", "error"]].values.tolist() == [["natural", row, reason]]
+    there = board.frame[board.frame.error == ""]
+    assert there[there.training == "natural"].attack.tolist() == left
+    assert there[there.training == "pgd-at"].attack.tolist() == ["none", "noise", "pgd-dice", "worst-case"]
+    assert run_suite(suite, out=tmp_path).failures.empty
+
+
+def test_a_defence_that_raises_is_a_row_and_the_others_go_on(discs_by_name, tmp_path):  # noqa: F811
+    defences = {"jpeg": {"kind": "preprocessor"}, "blur": {"kind": "preprocessor", "name": "spatial-smoothing"}}
+    suite = tiny_suite(trainings={"natural": {"epochs": 1}}, defences=defences)
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, bench, "build_defence", 3, RuntimeError("out of memory"))  # after both were checked
+        board = run_suite(suite, out=tmp_path)
+    assert board.failures.training.tolist() == ["natural+jpeg"]
+    assert board.failures.error.tolist() == ["defence failed: RuntimeError: out of memory"]
+    assert "worst-case" in set(board.frame[board.frame.training == "natural+blur"].attack)
 
 
 def test_a_folder_with_another_suite_or_a_damaged_one_is_refused(finished):
