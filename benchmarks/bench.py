@@ -265,12 +265,6 @@ class TargetBench:
 
     def evaluation(self, outcome_of: Callable[[Trial | Corruption], Outcome | Failure]) -> Evaluation:
         """All outcomes with their worst cases; ``outcome_of`` is one of the methods above or tells of a failure."""
-        if self.economical:
-            lost = [
-                trial.failed(trial.planned.surrogate.reason, self.estimator.intensity)
-                for trial in self.schedule.attacks if isinstance(trial.planned.surrogate, LostSurrogate)
-            ]  # fmt: skip
-            return with_worst_cases(self.evaluator, self.schedule, self.worst_cases(), outcome_of, lost)
         result = assembled(self.evaluator, self.schedule, outcome_of)
         if any(outcome.images is not None and np.isnan(outcome.images).any() for outcome in result.outcomes):
             for trial in self.schedule.attacks:
@@ -299,6 +293,16 @@ class TargetBench:
             return worst_case_outcomes(self.evaluator, there, plan.sizes, keep_images=True)
 
         return [self._flagged(cell, outcome) for outcome in self.bench.store.result(cell, made)]
+
+    def worst_evaluation(
+        self, found: list[Outcome], outcome_of: Callable[[Trial | Corruption], Outcome | Failure]
+    ) -> Evaluation:
+        """What :meth:`worst_cases` found, with the clean images and the corruptions."""
+        lost = [
+            trial.failed(trial.planned.surrogate.reason, self.estimator.intensity)
+            for trial in self.schedule.attacks if isinstance(trial.planned.surrogate, LostSurrogate)
+        ]  # fmt: skip
+        return with_worst_cases(self.evaluator, self.schedule, found, outcome_of, lost)
 
     def without_attacks(self, reason: str) -> Evaluation:
         """The clean images alone, where the worst cases could not be found."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from medadv.benchmarks import data as datasets
 from medadv.benchmarks.cost_training import Pass, watched
@@ -75,17 +77,18 @@ def reuse_costs(cases: int = 12, epochs: int = 15) -> pd.DataFrame:
         The rows of :func:`reuse_of` after natural training and PGD-AT, with the ``bar`` of ``saved_per_case``.
     """
     data = datasets.load(DATA)
-    tables = [
-        reuse_of(estimator, data, survey_attacks(), BUDGETS, cases).assign(training=training, bar=BARS[training])
-        for training, estimator in trained_models(data, epochs).items()
-    ]
+    tables = []
+    for training, estimator in trained_models(data, epochs).items():
+        found = reuse_of(estimator, data, survey_attacks(), BUDGETS, cases, bars=sys.stderr.isatty())
+        tables.append(found.assign(training=training, bar=BARS[training]))
     table = pd.concat(tables, ignore_index=True)
     return table[["training", *table.columns.drop("training")]]
 
 
 def reuse_of(
-    estimator: Estimator, data: Dataset, attacks: Sequence[Planned], budgets: Sequence[float | str], cases: int
-) -> pd.DataFrame:
+    estimator: Estimator, data: Dataset, attacks: Sequence[Planned], budgets: Sequence[float | str], cases: int,
+    *, bars: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Attacks on every case, and for the worst cases alone.
 
     Args:
@@ -94,6 +97,7 @@ def reuse_of(
         attacks: what to run.
         budgets: above 0.
         cases: how many, all in one batch.
+        bars: show progress.
 
     Returns:
         A row per budget: the mean worst-case score both ways, how many cases score ``higher`` where passes are saved
@@ -101,7 +105,8 @@ def reuse_of(
         row ``all`` holds every pass that the network ran, scoring included; ``saved_per_case`` counts each as many
         times as it has cases, as attacks go on with those that are left.
     """
-    return _compared(*(_run(estimator, data, attacks, budgets, cases, rows) for rows in ("every", "worst-case")))
+    ways = tqdm(("every", "worst-case"), desc="both ways", disable=not bars)
+    return _compared(*(_run(estimator, data, attacks, budgets, cases, rows) for rows in ways))
 
 
 @dataclass(frozen=True)

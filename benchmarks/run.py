@@ -275,10 +275,12 @@ class _Run:
                 return trial.failed(found, target.estimator.intensity) if isinstance(found, str) else found
 
             if target.economical:
-                made = self._attempted(target.worst_cell, target.worst_cases)
-                if isinstance(made, str):
-                    return target.without_attacks(made)
-            result = target.evaluation(outcome_of)
+                worst = self._attempted(target.worst_cell, target.worst_cases)
+                if isinstance(worst, str):
+                    return target.without_attacks(worst)
+                result = target.worst_evaluation(worst, outcome_of)
+            else:
+                result = target.evaluation(outcome_of)
         found = self._attempted(target.findings_cell, target.findings)
         if isinstance(found, str):
             result.failures.append(Failure("diagnostics", found))

@@ -135,12 +135,12 @@ def assembled(
         missing = [*of_own, *(failure.attack for failure in failures[before:])]
         threats = {outcome.threat_set for outcome in found}
         joining = [outcome for outcome in own if outcome.threat_set in threats]
-        outcomes += [*found, *_flagged(evaluator.worst_cases([*found, *joining]), missing)]
+        outcomes += [*found, *(_flagged(worst, missing) for worst in evaluator.worst_cases([*found, *joining]))]
         for outcome in found:
             outcome.images = None  # kept once, in the worst case
     known = {outcome.threat_set for outcome in outcomes}
     alone = evaluator.worst_cases([outcome for outcome in own if outcome.threat_set not in known])
-    outcomes += [*own, *_flagged(alone, of_own)]
+    outcomes += [*own, *(_flagged(worst, of_own) for worst in alone)]
     for outcome in own:
         outcome.images = None
     outcomes += settled(plan.corruptions)
@@ -157,15 +157,14 @@ def with_worst_cases(
     """
     result = assembled(evaluator, Schedule([], [], plan.corruptions), outcome_of)
     missing = list(dict.fromkeys(failure.attack for failure in failures))
-    result.outcomes[1:1] = [_flagged([each], missing)[0] if each.attack == WORST_CASE else each for each in found]
+    result.outcomes[1:1] = [_flagged(each, missing) if each.attack == WORST_CASE else each for each in found]
     result.failures[:0] = failures
     return result
 
 
-def _flagged(worst: Sequence[Outcome], missing: Sequence[str]) -> list[Outcome]:
-    """Worst cases over attacks of which some have failed are worst cases no more, and say so."""
-    lost = tuple(f"without-failed={name}" for name in missing)
-    return [replace(outcome, flags=(*outcome.flags, *lost)) for outcome in worst]
+def _flagged(worst: Outcome, missing: Sequence[str]) -> Outcome:
+    """A worst case over attacks of which some have failed is a worst case no more, and says so."""
+    return replace(worst, flags=(*worst.flags, *(f"without-failed={name}" for name in missing)))
 
 
 def evaluate_estimator(
